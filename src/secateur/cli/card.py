@@ -1,0 +1,38 @@
+"""The card of one method: what, cost, options, paper."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from typing import Any
+
+from secateur.core.errors import UsageError
+from secateur.core.sockets import SOCKETS, Method, find, load_object
+
+
+def card_of(socket: str, name: str) -> dict[str, Any]:
+    """The card of a method of a socket, or of ``module:Class``.
+
+    Raises:
+        UsageError: when it is no method.
+    """
+    kind: Any = find(socket, name) if socket else load_object(name)
+    if not (inspect.isclass(kind) and issubclass(kind, Method)):
+        raise UsageError(f"{name!r} is not a method; derive it from {', '.join(k.__name__ for k in SOCKETS.values())}.")
+    fields = [
+        {"name": f.name, "type": str(f.type), "default": None if f.default is dataclasses.MISSING else repr(f.default)}
+        for f in dataclasses.fields(kind)  # type: ignore[arg-type]
+    ]
+    paper = dataclasses.asdict(kind.paper) if hasattr(kind, "paper") else None
+    return {"name": name, "socket": socket, "about": inspect.getdoc(kind) or "", "needs": sorted(kind.needs), "options": fields, "paper": paper}
+
+
+def show(card: dict[str, Any]) -> None:
+    """Print a card."""
+    print(f"{card['name']} ({card['socket'] or 'from outside'})\n\n{card['about']}\n")
+    for option in card["options"]:
+        print(f"option {option['name']}: {option['type']} = {option['default']}")
+    print(f"needs {', '.join(card['needs']) or 'nothing'}")
+    if card["paper"]:
+        p = card["paper"]
+        print(f"paper {p['authors']}: {p['title']}, {p['year']}, {p['where']}\ndiffers {p['differs']}")

@@ -1,0 +1,120 @@
+"""What the terminal shows: progress, plans and results."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from secateur.cli.request import dump
+from secateur.core.files import read_json
+from secateur.engine import distributed
+from secateur.engine.cutting import plan as make_plan
+from secateur.engine.recipe import PruneStep
+from secateur.engine.runner import Listener, Runner
+from secateur.engine.trackers import tracker
+
+
+class Screen(Listener):
+    """A progress bar on standard error; standard output is for results."""
+
+    def __init__(self, quiet: bool, other: Listener | None = None) -> None:
+        self.console = Console(stderr=True, quiet=quiet or distributed.rank() != 0)
+        self.bar = Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+            TextColumn("{task.fields[figures]}"), console=self.console, transient=True,
+        )  # fmt: skip
+        self.other = other or Listener()
+        self._task: Any = None
+        self._shown: dict[str, float] = {}
+
+    def __enter__(self) -> Screen:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+        close = getattr(self.other, "close", None)
+        if close is not None:
+            close()
+
+    def begin(self, number: int, step: Any, folder: Path, steps: int) -> None:
+        """Show a bar."""
+        self._shown = {}
+        self._task = self.bar.add_task(f"{number} {step.do}", total=steps, figures="")
+        self.other.begin(number, step, folder, steps)
+
+    def figures(self, figures: Mapping[str, float]) -> None:
+        """Move the bar."""
+        self._shown |= {k: v for k, v in figures.items() if k in ("train/loss", "test/accuracy", "sparsity")}
+        words = {"train/loss": "loss {:.3f}", "test/accuracy": "accuracy {:.2f} %", "sparsity": "sparsity {:.3f}"}
+        text = "  ".join(words[k].format(v) for k, v in self._shown.items())
+        self.bar.update(self._task, completed=int(figures.get("step", 0)), figures=text)
+        self.other.figures(figures)
+
+    def end(self, number: int, step: Any, card: Mapping[str, Any], skipped: bool) -> None:
+        """One line for a finished step."""
+        if self._task is not None:
+            self.bar.remove_task(self._task)
+            self._task = None
+        if "kept" in card:
+            accuracy = card["readings"]["accuracy"]
+            text = (
+                f"accuracy {accuracy['value']:.2f} % ({accuracy['low']:.2f} to {accuracy['high']:.2f})   "
+                f"kept {card['kept']:,} of {card['total']:,} exactly   {card['seconds']:.1f} s"
+            )
+        else:
+            text = "measured"
+        self.console.print(f"[bold]{number} {step.do:<8}[/bold]{text}{'   (done before)' if skipped else ''}", highlight=False)
+        self.other.end(number, step, card, skipped)
+
+    def say(self, text: str) -> None:
+        """A remark."""
+        self.console.print(f"[yellow]note[/yellow] {text}", highlight=False)
+
+
+def listener(request: argparse.Namespace) -> Screen:
+    """The screen, with a tracker behind it when one is asked for."""
+    chosen = getattr(request, "log", None)
+    out = getattr(request, "out", None) or "runs"
+    return Screen(bool(request.json), tracker(chosen, Path(out)) if chosen else None)
+
+
+def plan(runner: Runner, as_json: bool) -> None:
+    """What a run would do; the first pruning step is planned in full when the network is at hand."""
+    rows = runner.plan()
+    first = runner.recipe.steps[0]
+    made = None
+    if isinstance(first, PruneStep):
+        state = runner.start()
+        task = runner.sample(runner.data(), first.examples, state.net)
+        made = make_plan(task, first.to, first.criterion, first.allocation, first.pattern, first.only, first.skip)
+    if as_json:
+        table: dict[str, Any] = {"steps": rows}
+        if made is not None:
+            table["plan"] = {"counts": made.counts, "left_alone": made.left_alone,
+                             "forecast": made.forecast.to_json() if made.forecast else None}  # fmt: skip
+        return dump(table)
+    print(runner.recipe.to_toml(), end="\n")
+    for row in rows:
+        print(f"step {row['number']}: {row['do']:<8} {row['state']:<10} {row['folder']}")
+    if made is not None:
+        print(f"\n{made}")
+    return None
+
+
+def result(out: Path, as_json: bool) -> None:
+    """The figures of a finished run, and where the files are."""
+    from secateur.report import show, write
+
+    page = write(out)
+    if as_json:
+        return dump({"folder": str(out), "report": str(page), **read_json(page.with_suffix(".json"))})
+    console = Console()
+    show(out, console)
+    console.print(f"folder {out}   page {page}", soft_wrap=True, highlight=False)
+    return None

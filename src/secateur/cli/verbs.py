@@ -1,0 +1,115 @@
+"""The verbs and their flags; the work of each is in the file of its name."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A verb of the command line.
+
+    Args:
+        about: one line of help.
+        flags: adds its flags to a parser.
+        module: the module whose ``run(request)`` does the work.
+        example: shown below the help.
+    """
+
+    about: str
+    flags: Callable[[argparse.ArgumentParser], None]
+    module: str
+    example: str = ""
+
+    def call(self, request: argparse.Namespace) -> int:
+        """Import the work and do it."""
+        return int(importlib.import_module(f"secateur.cli.{self.module}").run(request))
+
+
+def _shared(p: argparse.ArgumentParser) -> None:
+    p.add_argument("-o", "--out", metavar="FOLDER", help="the run folder (default: a name under runs/)")
+    p.add_argument("--data", metavar="NAME", help="digits, mnist, cifar10, ..., a folder, or module:function")
+    p.add_argument("--data-dir", metavar="FOLDER", help="where data sets lie (default: $SECATEUR_DATA)")
+    p.add_argument("--seed", type=int, metavar="N", help="seed of everything random (default 0)")
+    _settings(p)
+
+
+def _settings(p: argparse.ArgumentParser) -> None:
+    p.add_argument("-s", "--set", action="append", default=[], metavar="A.B=VALUE", dest="settings",
+                   help="set any recipe key, for example -s criterion.seed=3 or -s data.batch=64")  # fmt: skip
+    p.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
+    p.add_argument("--print-config", action="store_true", help="print the whole recipe, defaults included, and stop")
+    p.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def _train(p: argparse.ArgumentParser) -> None:
+    p.add_argument("start", nargs="?", metavar="FOLDER", help="a run folder or .safetensors file to begin with")
+    p.add_argument("--net", metavar="NAME", help="a network of secateur.nets, module:function, or a .pt2 file")
+    p.add_argument("--epochs", type=int, metavar="N", help="passes over the training data (default 10)")
+    p.add_argument("--lr", type=float, metavar="X", help="highest learning rate (default 0.1)")
+    p.add_argument("--rule", action="append", default=[], metavar="NAME", help="a rule such as distill; may be repeated")
+    _shared(p)
+
+
+def _prune(p: argparse.ArgumentParser) -> None:
+    p.add_argument("start", metavar="FOLDER", help="a run folder or .safetensors file (then with --net)")
+    p.add_argument("--to", default=None, metavar="TARGET", help='such as "params 5%%", "sparsity 0.9", "macs 0.5x", "2:4"')
+    p.add_argument("--criterion", "--score", default=None, metavar="NAME", help="which weights matter (default magnitude)")
+    p.add_argument("--allocation", default=None, metavar="NAME", help="global (default), uniform, erk, lamp or by-cost")
+    p.add_argument("--pattern", default=None, metavar="NAME", help="unstructured (default), nm, block or unit")
+    p.add_argument("--epochs", type=int, default=0, metavar="N", help="prune step by step while training (default: once)")
+    p.add_argument("--lr", type=float, metavar="X", help="highest learning rate, with --epochs (default 0.1)")
+    p.add_argument("--net", metavar="NAME", help="the network of a .safetensors file")
+    p.add_argument("--only", action="append", default=[], metavar="GLOB", help="prune only these tensors")
+    p.add_argument("--skip", action="append", default=[], metavar="GLOB", help="leave these tensors alone")
+    _shared(p)
+
+
+def _run(p: argparse.ArgumentParser) -> None:
+    p.add_argument("recipe", metavar="RECIPE", help="a TOML file")
+    p.add_argument("-o", "--out", metavar="FOLDER", help="the run folder (default: runs/ and the recipe's name)")
+    p.add_argument("--data-dir", metavar="FOLDER", help="where data sets lie (default: $SECATEUR_DATA)")
+    p.add_argument("--log", choices=("tensorboard", "mlflow", "trackio"), help="mirror the figures to a tracker")
+    _settings(p)
+
+
+def _measure(p: argparse.ArgumentParser) -> None:
+    p.add_argument("start", metavar="FOLDER", help="a run folder")
+    p.add_argument("--dense", metavar="FOLDER", help="the dense network (default: the one it came from)")
+    p.add_argument("--probe", action="append", default=[], metavar="NAME", help="a further probe; may be repeated")
+    _shared(p)
+
+
+def _report(p: argparse.ArgumentParser) -> None:
+    p.add_argument("folder", metavar="FOLDER", help="a run folder")
+    p.add_argument("-o", "--out", metavar="FILE", help="where the page goes (default: report.html in the folder)")
+    p.add_argument("--json", action="store_true", help="print the report as JSON")
+
+
+def _methods(p: argparse.ArgumentParser) -> None:
+    p.add_argument("name", nargs="?", metavar="NAME", help="show the card of one method")
+    p.add_argument("--json", action="store_true", help="print as JSON")
+
+
+def _doctor(p: argparse.ArgumentParser) -> None:
+    p.add_argument("path", nargs="?", metavar="FILE", help="a run folder, a .safetensors file or a saved state dict")
+    p.add_argument("--data-dir", metavar="FOLDER", help="where data sets lie (default: $SECATEUR_DATA)")
+    p.add_argument("--json", action="store_true", help="print as JSON")
+
+
+VERBS: dict[str, Verb] = {
+    "train": Verb("train a network, holding the zeros it has", _train, "train",
+                  "example:\n  secateur train --net lenet_300_100 --data digits --epochs 10 -o runs/dense"),
+    "prune": Verb("prune a network, once or step by step while training, and measure it", _prune, "prune",
+                  'example:\n  secateur prune runs/dense --to "params 5%" --epochs 10'),
+    "run": Verb("run a recipe; finished steps are skipped, unfinished ones go on", _run, "run",
+                "example:\n  secateur run recipes/digits-demo.toml"),
+    "measure": Verb("measure a network against the dense one it came from", _measure, "measure",
+                    "example:\n  secateur measure runs/dense-prune-params-5pct --probe calibration"),
+    "report": Verb("write report.html and report.json for a run folder", _report, "report"),
+    "methods": Verb("list the methods, or show the card of one", _methods, "methods"),
+    "doctor": Verb("look for what is wrong with this machine or a file of weights", _doctor, "doctor"),
+}  # fmt: skip

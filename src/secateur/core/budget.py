@@ -1,0 +1,106 @@
+"""The one definition of sparsity, and of the targets a user types.
+
+Vocabulary: *prunable* weights are those masks cover; *sparsity* = pruned / prunable; *keep* is an
+integer count of prunable weights; *density* = kept / prunable; *compression* = all / (all - pruned).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+
+from secateur.core.errors import BudgetError, UsageError
+
+_FORM = "`sparsity 0.9`, `params 5%`, `macs 0.5x`, `keep 13000` or `2:4`"
+
+
+@dataclass(frozen=True)
+class Target:
+    """What the user asked for.
+
+    Args:
+        kind: ``"sparsity"``, ``"params"`` (share of prunable weights kept), ``"keep"`` (their number),
+            ``"macs"`` (share of the dense MACs left) or ``"nm"``.
+        value: the number; for ``"nm"`` it is ``n`` and ``m`` is the group.
+        m: group size of an N:M target.
+    """
+
+    kind: str
+    value: float
+    m: int = 0
+
+    def __str__(self) -> str:
+        """As the user would type it."""
+        if self.kind == "nm":
+            return f"{self.value:g}:{self.m}"
+        if self.kind == "params":
+            return f"params {self.value:.6%}".replace("0000%", "%").rstrip()
+        return f"{self.kind} {self.value:g}{'x' if self.kind == 'macs' else ''}"
+
+
+def parse_target(text: str) -> Target:
+    """A target from the words a user types.
+
+    >>> parse_target("params 5%"), parse_target("0.9"), parse_target("2:4")
+    (Target(kind='params', value=0.05, m=0), Target(kind='sparsity', value=0.9, m=0), Target(kind='nm', value=2.0, m=4))
+
+    Raises:
+        UsageError: when the phrase is not understood.
+        BudgetError: when the number is out of range.
+    """
+    phrase = " ".join(str(text).split()).lower()
+    group = re.fullmatch(r"(\d+):(\d+)", phrase)
+    if group:
+        return Target("nm", float(group[1]), int(group[2]))
+    match = re.fullmatch(r"(?:(\w+) )?([-+]?[\d.,_]+(?:e[-+]?\d+)?)\s*(%|x)?", phrase)
+    if not match:
+        raise UsageError(f"the target {text!r} is not understood; write {_FORM}.")
+    kind, unit = match[1] or "sparsity", match[3] or ""
+    if kind in ("ms", "latency", "bytes", "loss", "accuracy"):
+        raise UsageError(
+            f"targets in {kind} need a forecast that this version does not make yet; write {_FORM}, "
+            "and read the measured figure in the verdict."
+        )
+    if kind not in ("sparsity", "params", "macs", "keep"):
+        raise UsageError(f"the target {text!r} names no known quantity ({kind!r}); write {_FORM}.")
+    try:
+        number = float(match[2].replace(",", "").replace("_", ""))
+    except ValueError as error:
+        raise UsageError(f"{match[2]!r} in the target {text!r} is not a number; write {_FORM}.") from error
+    return Target(kind, _in_range(kind, number / 100 if unit == "%" else number, text))
+
+
+def _in_range(kind: str, number: float, text: str) -> float:
+    if kind == "keep":
+        if number < 1 or number != int(number):
+            raise BudgetError(f"{text!r}: the number of weights to keep must be a whole number of at least 1.")
+    elif kind == "sparsity":
+        if not 0 <= number < 1:
+            raise BudgetError(f"{text!r}: sparsity must be in [0, 1), it is {number:g}; 0.9 means 90 % zeros.")
+    elif not 0 < number <= 1:
+        raise BudgetError(
+            f"{text!r}: the share of {kind} to keep must be in (0, 1], it is {number:g}; write `{kind} 10%`."
+        )
+    return number
+
+
+def keep_for(sparsity: float, prunable: int) -> int:
+    """The number of weights to keep: ``prunable - floor(sparsity * prunable)``, at least one.
+
+    The product is rounded to nine digits first, so that 0.9 of 1,000 is 900 in spite of binary fractions.
+
+    >>> keep_for(0.9, 1000), keep_for(0.95, 266200)
+    (100, 13310)
+
+    Raises:
+        BudgetError: when sparsity is not in [0, 1).
+    """
+    if not (isinstance(sparsity, int | float) and 0 <= sparsity < 1):
+        raise BudgetError(f"sparsity must be in [0, 1), it is {sparsity!r}; 0.9 means 90 % zeros.")
+    return max(1, prunable - math.floor(round(sparsity * prunable, 9)))
+
+
+def compression(total: int, pruned: int) -> float:
+    """All parameters divided by those that are not zero (ShrinkBench's ratio)."""
+    return math.inf if pruned >= total else total / (total - pruned)

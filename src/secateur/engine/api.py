@@ -1,0 +1,150 @@
+"""The Python verbs for a user's own network and data: train, save, load."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from secateur.core.errors import DataError, UsageError
+from secateur.core.losses import CrossEntropy
+from secateur.core.masks import Masks
+from secateur.core.names import unwrap
+from secateur.core.prunable import coverage
+from secateur.core.sockets import Rule
+from secateur.core.task import Batch, Task
+from secateur.engine.binding import bind
+from secateur.engine.folder import Artefact, load_state, save as save_folder, structure_of
+from secateur.engine.loop import Training, needs_teacher
+from secateur.engine.recipe import TrainStep
+
+
+class Batches:
+    """Any re-iterable of batches as a loader: the order is the iterable's own.
+
+    Args:
+        data: batches ``(inputs, target)``; a list, or a ``DataLoader``.
+
+    Raises:
+        DataError: when it is empty, has no length, or can be read only once.
+    """
+
+    def __init__(self, data: Iterable[Batch]) -> None:
+        if iter(data) is data or not hasattr(data, "__len__"):
+            raise DataError("training reads the data once an epoch; pass a list of batches or a DataLoader, not an iterator.")
+        if not len(data):  # type: ignore[arg-type]
+            raise DataError("the training data holds no batch; pass at least one (inputs, target).")
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data)  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[Batch]:
+        return iter(self.data)
+
+    def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch from ``start`` on."""
+        for index, batch in enumerate(self.data):
+            if index >= start:
+                yield batch
+
+
+def train(
+    model: nn.Module,
+    data: Iterable[Batch],
+    *,
+    masks: Masks | None = None,
+    rules: Sequence[Rule] = (),
+    loss: Any = None,
+    teacher: nn.Module | None = None,
+    folder: str | Path | None = None,
+    seed: int = 0,
+    **options: Any,
+) -> Masks:
+    """Train a network in place, holding its zeros.
+
+    Args:
+        model: the network.
+        data: re-iterable batches ``(inputs, target)``: a list, a ``DataLoader``, or a ``secateur.data.Loader``.
+        masks: which weights are kept; all that can be pruned by default.
+        rules: what happens during training, such as ``Gradual(sparsity=0.95)``.
+        loss: ``loss(output, target)``, mean over examples; cross-entropy by default.
+        teacher: the network that distillation imitates; a copy of ``model`` as it is now by default.
+        folder: where checkpoints and ``metrics.jsonl`` go; calling again with the same folder goes on.
+        seed: for dropout and rules.
+        **options: fields of :class:`TrainStep`, such as ``epochs=10, lr=0.1``.
+
+    Returns:
+        The masks at the end; the network's zeros agree with them.
+
+    Raises:
+        SecateurError: for options, data or masks that do not fit.
+    """
+    if "rules" in options:
+        raise UsageError("pass rules once: train(..., rules=[...]).")
+    step = bind(TrainStep, {**options, "rules": tuple(rules)}, "train")
+    loader: Any = data if hasattr(data, "epoch") else Batches(data)
+    if needs_teacher(step.rules) and teacher is None:
+        teacher = copy.deepcopy(unwrap(model)).eval().requires_grad_(False)
+
+    def sample(count: int, net: nn.Module) -> Task:
+        taken: list[Batch] = []
+        seen = 0
+        for batch in loader.epoch(0):
+            taken.append(batch)
+            seen += len(batch[1])
+            if seen >= count:
+                break
+        return Task(net, loss or CrossEntropy(), taken)
+
+    training = Training(
+        model, loader, step, masks, seed, Path(folder) if folder else None, sample=sample, teacher=teacher,
+        loss=loss,
+    )  # fmt: skip
+    return training.fit()
+
+
+def save(folder: str | Path, model: nn.Module, masks: Masks | None = None, notes: dict[str, Any] | None = None) -> Artefact:
+    """Write a network of your own as a folder that loads anywhere, and read it back to be sure.
+
+    Args:
+        folder: where; made if absent.
+        model: the network. Its class is noted, so that :func:`load` can be given a fresh instance.
+        masks: which weights are kept; read off the zeros by default.
+        notes: anything else for the card.
+
+    Raises:
+        MaskError: when a pruned weight is not zero.
+        FileError: when the folder cannot be written.
+    """
+    masks = masks or Masks.from_zeros(model)
+    kind = type(unwrap(model))
+    about = {"use": f"{kind.__module__}:{kind.__qualname__}", "options": {}, "input_shape": None, "outputs": None}
+    counts = {name: [int(mask.sum()), mask.numel()] for name, mask in masks.items()}
+    card = {"do": "save", "kept": masks.kept, "total": masks.total, "sparsity": masks.sparsity, "counts": counts, **(notes or {})}
+    left = {n: why for n, why in coverage(model).left_alone.items() if n not in masks}
+    return save_folder(Path(folder), model, masks, structure_of(model, about, left), "# saved from Python\n", card)
+
+
+def load(folder: str | Path, model: nn.Module | None = None) -> tuple[nn.Module, Masks]:
+    """A network and its masks from a folder; every file is checked against its digest.
+
+    Args:
+        folder: a run folder, a step folder, or one written by :func:`save`.
+        model: a fresh instance to fill; built from ``structure.json`` by default.
+
+    Raises:
+        FileError: when a file is missing, damaged, or does not fit the network.
+    """
+    artefact = Artefact.open(folder)
+    masks = artefact.masks()
+    if model is None:
+        return artefact.build(), masks
+    load_state(model, artefact.state(), str(artefact.folder))
+    masks = masks.to(next(unwrap(model).parameters()).device)
+    masks.check(model)
+    return model, masks
+

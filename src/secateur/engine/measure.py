@@ -1,0 +1,144 @@
+"""The verdict: a pruned network against the dense one, both from the files on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from secateur.core import streams
+from secateur.core.losses import CrossEntropy
+from secateur.core.masks import Masks
+from secateur.core.reading import Reading
+from secateur.core.select import top_mask
+from secateur.core.sockets import Probe, name_of
+from secateur.core.task import Batch, Task, device_of, to
+from secateur.engine.folder import MASKS, WEIGHTS, Artefact
+from secateur.probes._statistics import paired_difference
+from secateur.probes.accuracy import Accuracy
+from secateur.probes.cost import Cost
+from secateur.probes.latency import dense_and_pruned
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Accuracy, milliseconds and bytes of a network beside the dense one it came from.
+
+    Args:
+        dense: readings of the dense network by name.
+        pruned: readings of the pruned one.
+        change: accuracy difference (paired) and latency ratio, with intervals.
+        baselines: accuracy of the baselines, for example ``random``.
+        layers: one row a tensor.
+        probes: further readings of the pruned network.
+    """
+
+    dense: dict[str, Reading]
+    pruned: dict[str, Reading]
+    change: dict[str, Reading]
+    baselines: dict[str, Reading]
+    layers: list[dict[str, Any]]
+    probes: dict[str, Reading]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        groups = ("dense", "pruned", "change", "baselines", "probes")
+        table: dict[str, Any] = {g: {name: r.to_json() for name, r in getattr(self, g).items()} for g in groups}
+        return {**table, "layers": self.layers}
+
+
+def verdict(
+    dense: Artefact, pruned: Artefact, data: Iterable[Batch], *, device: torch.device, probes: tuple[Probe, ...] = (),
+    baselines: tuple[str, ...] = ("random",), seed: int = 0,
+) -> Verdict:
+    """Measure two artefacts against each other.
+
+    Args:
+        dense: the dense network.
+        pruned: the pruned one.
+        data: test batches.
+        device: where to compute.
+        probes: further probes for the pruned network.
+        baselines: ``"random"``: random masks on the dense network with the pruned one's counts, untrained.
+        seed: for the baselines.
+
+    Cost: about four passes over the data and a few seconds of timing.
+    """
+    one, two = dense.build().to(device), pruned.build().to(device)
+    masks = pruned.masks().to(device)
+    before, after = Task(one, CrossEntropy(), data), Task(two, CrossEntropy(), data)
+    first: dict[str, Reading] = {"accuracy": Accuracy()(before)}
+    second: dict[str, Reading] = {"accuracy": Accuracy()(after)}
+    example = _example(data, device)
+    slow, fast, ratio = dense_and_pruned(one, two, example)
+    first |= {"latency": slow, "cost": Cost()(before, dense.masks().to(device)), "disk": _bytes(dense.folder)}
+    second |= {"latency": fast, "cost": Cost()(after, masks), "disk": _bytes(pruned.folder)}
+    change = {"accuracy": paired_difference(_right(after), _right(before)), "latency": ratio}
+    extra = {name_of(probe): probe(after, masks) for probe in probes}
+    random = {"random": _random(dense, masks, data, device, seed)} if "random" in baselines and masks.kept < masks.total else {}
+    return Verdict(first, second, change, random, layers(two, masks, second["cost"]), extra)
+
+
+def layers(net: nn.Module, masks: Masks, cost: Reading) -> list[dict[str, Any]]:
+    """One row a pruned tensor: weights, kept, MACs dense and effective."""
+    rows = []
+    for name, kept in masks.counts().items():
+        total = masks[name].numel()
+        rows.append({
+            "name": name, "shape": list(masks[name].shape), "weights": total, "kept": kept, "sparsity": 1 - kept / total,
+            "macs": int(cost.parts.get(f"macs:{name}", 0)), "macs_effective": int(cost.parts.get(f"macs_effective:{name}", 0)),
+        })  # fmt: skip
+    return rows
+
+
+def _example(data: Iterable[Batch], device: torch.device) -> Any:
+    inputs = to(next(iter(data))[0], device)
+    return _first(inputs)
+
+
+def _first(inputs: Any) -> Any:
+    if isinstance(inputs, Tensor):
+        return inputs[:1]
+    if isinstance(inputs, dict):
+        return {key: _first(value) for key, value in inputs.items()}
+    return tuple(_first(value) for value in inputs)
+
+
+def _bytes(folder: Path) -> Reading:
+    """Bytes of the files that carry the network."""
+    sizes = {name: float((folder / name).stat().st_size) for name in (WEIGHTS, MASKS)}
+    packed = float(_deflated(folder / WEIGHTS))
+    note = "dense safetensors; `weights compressed` is what zip (deflate) makes of the same file"
+    return Reading(sizes[WEIGHTS], "B", parts={**sizes, "weights compressed": packed}, note=note)
+
+
+def _deflated(path: Path) -> int:
+    import zlib
+
+    packer, size = zlib.compressobj(6), 0
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            size += len(packer.compress(chunk))
+    return size + len(packer.flush())
+
+
+def _right(task: Task) -> Tensor:
+    """For every prediction whether it is right, in order."""
+    found = [(output.argmax(-1) == target).reshape(-1) for output, target, _ in task.outputs()]
+    return torch.cat(found)
+
+
+def _random(dense: Artefact, masks: Masks, data: Iterable[Batch], device: torch.device, seed: int) -> Reading:
+    net = dense.build().to(device)
+    chosen = {}
+    for name, mask in masks.items():
+        scores = torch.rand(mask.shape, generator=streams.stream(seed, "baseline", name)).to(device_of(net))
+        chosen[name] = top_mask(scores, int(mask.sum()))
+    Masks(chosen).apply_(net)
+    return Accuracy()(Task(net, CrossEntropy(), data))
+
+

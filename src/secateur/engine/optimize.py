@@ -1,0 +1,46 @@
+"""Optimizers and learning rates for the training loop."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from secateur.engine.recipe import TrainStep
+
+
+def make_optimizer(parameters: Iterable[nn.Parameter], step: TrainStep) -> torch.optim.Optimizer:
+    """The optimizer a training step asks for, over the parameters that can be trained."""
+    chosen = [p for p in parameters if p.requires_grad]
+    if step.optimizer == "sgd":
+        return torch.optim.SGD(chosen, step.lr, step.momentum, weight_decay=step.weight_decay, nesterov=step.nesterov)
+    if step.optimizer == "rmsprop":
+        return torch.optim.RMSprop(chosen, step.lr, weight_decay=step.weight_decay, momentum=step.momentum)
+    kind = torch.optim.AdamW if step.optimizer == "adamw" else torch.optim.Adam
+    return kind(chosen, step.lr, weight_decay=step.weight_decay)
+
+
+def rate(step: TrainStep, done: int, total: int, steps_per_epoch: int) -> float:
+    """The learning rate of the optimizer step after ``done`` steps: a pure function, so resuming needs no state.
+
+    Args:
+        step: the training step with ``lr``, ``schedule`` and ``warmup``.
+        done: optimizer steps done.
+        total: optimizer steps in all.
+        steps_per_epoch: optimizer steps in an epoch.
+    """
+    warm = int(step.warmup * steps_per_epoch)
+    if done < warm:
+        return step.lr * (done + 1) / warm
+    progress = (done - warm) / max(1, total - warm)
+    if step.schedule == "constant":
+        return step.lr
+    if step.schedule == "step":
+        return step.lr * (1.0 if progress < 0.5 else 0.1 if progress < 0.75 else 0.01)
+    if step.schedule == "one-cycle":
+        if progress < 0.3:
+            return step.lr * (0.04 + 0.96 * progress / 0.3)
+        progress = (progress - 0.3) / 0.7
+    return step.lr * (1 + math.cos(math.pi * progress)) / 2

@@ -1,0 +1,270 @@
+"""Recipes: what a network goes through, as data. Every command is a recipe of one step."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from secateur.core.allocations import Allocation, Global
+from secateur.core.budget import parse_target
+from secateur.core.errors import FileError, UsageError, nearest
+from secateur.core.patterns import Pattern, Unstructured
+from secateur.core.sockets import Criterion, Probe, Rule
+from secateur.criteria.magnitude import Magnitude
+from secateur.engine.binding import bind, table_of
+from secateur.engine.toml import dump
+
+FORMAT = "0.1"
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """The network: a name of ``secateur.nets``, ``module:function``, a ``.pt2`` file, and weights to begin with.
+
+    Args:
+        use: which network; empty to take the one of the folder given in ``load``.
+        load: a run folder, a step folder or a ``.safetensors`` file with weights to begin with.
+        options: widths and depths, as the constructor takes them.
+    """
+
+    use: str = ""
+    load: str = ""
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """The data.
+
+    Args:
+        use: a name of ``secateur.data``, a folder, or ``module:function``.
+        batch: examples in a training batch (on each process).
+        augment: ``"none"``, ``"flip"`` or ``"crop-flip"``.
+        train: use only this many training examples (0: all).
+        test: use only this many test examples (0: all).
+        validation: hold out this many training examples to choose the best checkpoint.
+        evaluation_batch: examples in a batch of evaluation.
+        options: further arguments of the data set.
+    """
+
+    use: str = ""
+    batch: int = 128
+    augment: Literal["none", "flip", "crop-flip"] = "none"
+    train: int = 0
+    test: int = 0
+    validation: int = 0
+    evaluation_batch: int = 500
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TrainStep:
+    """Train, with rules if any.
+
+    Args:
+        epochs: passes over the training data.
+        optimizer: ``"sgd"``, ``"adam"``, ``"adamw"`` or ``"rmsprop"``.
+        lr: highest learning rate.
+        momentum: momentum of SGD and RMSprop.
+        nesterov: Nesterov momentum (SGD).
+        weight_decay: weight decay (decoupled for AdamW).
+        schedule: how the rate falls: ``"constant"``, ``"cosine"``, ``"step"`` (a tenth at 50 and 75 %) or ``"one-cycle"``.
+        warmup: epochs in which the rate rises from near 0.
+        smoothing: label smoothing.
+        clip: largest gradient norm (0: no clipping).
+        accumulate: batches whose gradients are added up before a step.
+        ema: decay of an averaged copy, which becomes the result (0: none).
+        amp: compute in bfloat16 where that is safe.
+        channels_last: keep images in channels-last memory order (often faster for convolutions).
+        rules: what happens during training, such as gradual pruning.
+        teacher: folder of the network that distillation imitates; the last dense one before this step by default.
+        only: globs of tensors that rules may prune.
+        skip: globs of tensors that rules leave alone.
+        save_every: write a checkpoint at least every so many steps (0: once an epoch).
+    """
+
+    do: ClassVar[str] = "train"
+    epochs: int = 10
+    optimizer: Literal["sgd", "adam", "adamw", "rmsprop"] = "sgd"
+    lr: float = 0.1
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 0.0
+    schedule: Literal["constant", "cosine", "step", "one-cycle"] = "cosine"
+    warmup: float = 0.0
+    smoothing: float = 0.0
+    clip: float = 0.0
+    accumulate: int = 1
+    ema: float = 0.0
+    amp: bool = False
+    channels_last: bool = False
+    rules: tuple[Rule, ...] = ()
+    teacher: str = ""
+    only: tuple[str, ...] = ()
+    skip: tuple[str, ...] = ()
+    save_every: int = 0
+
+    def __post_init__(self) -> None:
+        rules = [
+            ("epochs", self.epochs, self.epochs >= 1, "at least 1"),
+            ("lr", self.lr, 0 < self.lr < float("inf"), "a positive number"),
+            ("momentum", self.momentum, 0 <= self.momentum < 1, "in [0, 1)"),
+            ("weight_decay", self.weight_decay, self.weight_decay >= 0, "at least 0"),
+            ("warmup", self.warmup, 0 <= self.warmup <= self.epochs, "between 0 and the number of epochs"),
+            ("smoothing", self.smoothing, 0 <= self.smoothing < 1, "in [0, 1)"),
+            ("clip", self.clip, self.clip >= 0, "at least 0"),
+            ("accumulate", self.accumulate, self.accumulate >= 1, "at least 1"),
+            ("ema", self.ema, 0 <= self.ema < 1, "in [0, 1)"),
+            ("save_every", self.save_every, self.save_every >= 0, "at least 0"),
+        ]
+        for name, value, fine, wanted in rules:
+            if not fine:
+                raise UsageError(f"train: {name} is {value!r}; it must be {wanted}.")
+
+
+@dataclass(frozen=True)
+class PruneStep:
+    """Prune once.
+
+    Args:
+        to: the target, such as ``"params 5%"``, ``"sparsity 0.9"``, ``"macs 0.5x"`` or ``"2:4"``.
+        criterion: which weights matter.
+        allocation: how the budget is shared out over tensors.
+        pattern: which shapes zeros may take.
+        only: globs of tensors to prune.
+        skip: globs of tensors to leave alone.
+        examples: training examples that scores and forecast are computed on.
+    """
+
+    do: ClassVar[str] = "prune"
+    to: str = "sparsity 0.9"
+    criterion: Criterion = field(default_factory=Magnitude)
+    allocation: Allocation = field(default_factory=Global)
+    pattern: Pattern = field(default_factory=Unstructured)
+    only: tuple[str, ...] = ()
+    skip: tuple[str, ...] = ()
+    examples: int = 1024
+
+    def __post_init__(self) -> None:
+        parse_target(self.to)
+        if self.examples < 1:
+            raise UsageError(f"prune: examples is {self.examples}; it must be at least 1.")
+
+
+@dataclass(frozen=True)
+class MeasureStep:
+    """Measure the result against the dense network it came from.
+
+    Args:
+        probes: what to measure.
+        baselines: ``"random"`` adds a one-shot random pruning of the dense network at the same counts.
+    """
+
+    do: ClassVar[str] = "measure"
+    probes: tuple[Probe, ...] = ()
+    baselines: tuple[Literal["random"], ...] = ("random",)
+
+
+Step = TrainStep | PruneStep | MeasureStep
+STEPS: dict[str, type[Any]] = {kind.do: kind for kind in (TrainStep, PruneStep, MeasureStep)}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A network, its data and the steps it goes through."""
+
+    model: ModelSpec
+    data: DataSpec
+    steps: tuple[Any, ...]
+    seed: int = 0
+
+    @classmethod
+    def from_table(cls, table: Mapping[str, Any]) -> Recipe:
+        """Build and check a recipe.
+
+        Raises:
+            UsageError: naming the key, the value and the nearest known name.
+        """
+        known = ("secateur", "seed", "model", "data", "step")
+        for key in table:
+            if key not in known:
+                raise UsageError(f"the recipe has no entry {key!r}. {nearest(key, known)}")
+        version = str(table.get("secateur", FORMAT))
+        if version != FORMAT:
+            raise UsageError(f"the recipe is of format {version!r}; this version reads {FORMAT!r}. Update secateur.")
+        seed = table.get("seed", 0)
+        if not isinstance(seed, int) or isinstance(seed, bool):
+            raise UsageError(f"seed is {seed!r}; it must be a whole number.")
+        steps = table.get("step", [])
+        if not isinstance(steps, list) or not steps:
+            raise UsageError("the recipe has no steps; add a [[step]] with do = \"train\", \"prune\" or \"measure\".")
+        return cls(
+            bind(ModelSpec, _with_options(ModelSpec, table.get("model", {}), "model"), "model"),
+            bind(DataSpec, _with_options(DataSpec, table.get("data", {}), "data"), "data"),
+            tuple(_step(entry, i + 1) for i, entry in enumerate(steps)),
+            seed,
+        )
+
+    def to_table(self, defaults: bool = False) -> dict[str, Any]:
+        """The recipe as plain values, ready for :func:`secateur.engine.toml.dump`."""
+        table: dict[str, Any] = {"secateur": FORMAT, "seed": self.seed}
+        for name, spec in (("model", self.model), ("data", self.data)):
+            entry = table_of(spec, defaults)
+            table[name] = {**entry, **entry.pop("options", {})}
+        table["step"] = [{"do": step.do, **table_of(step, defaults)} for step in self.steps]
+        return table
+
+    def to_toml(self, defaults: bool = False) -> str:
+        """The recipe as TOML."""
+        return dump(self.to_table(defaults))
+
+    def keys(self, origin: str) -> list[str]:
+        """A key for every step: a hash of all that was asked up to it, and of the data and weights it began from.
+
+        Fields at their default are left out, so a new option with a default leaves old results valid.
+        """
+        table = self.to_table()
+        above = hashlib.sha256(json.dumps([table["model"], table["data"], self.seed, origin], sort_keys=True).encode())
+        keys = []
+        for entry in table["step"]:
+            above.update(json.dumps(entry, sort_keys=True).encode())
+            keys.append(above.hexdigest()[:12])
+        return keys
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """The table in a TOML file.
+
+    Raises:
+        FileError: when the file is missing or not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise FileError(f"cannot read the recipe {path}: {error.strerror or error}.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise FileError(f"{path} is not TOML: {error}.") from error
+
+
+def _with_options(kind: type[Any], table: Any, where: str) -> dict[str, Any]:
+    """Keys that are no field of the spec are options of the network or the data set."""
+    if not isinstance(table, Mapping):
+        raise UsageError(f"{where} is {table!r}; it must be a table with `use = \"name\"`.")
+    fields = set(kind.__dataclass_fields__)
+    inner = table.get("options", {})
+    options = {**(inner if isinstance(inner, Mapping) else {}), **{k: v for k, v in table.items() if k not in fields}}
+    return {**{k: v for k, v in table.items() if k in fields and k != "options"}, "options": options}
+
+
+def _step(entry: Any, number: int) -> Any:
+    if not isinstance(entry, Mapping) or "do" not in entry:
+        raise UsageError(f"step {number} needs `do`: one of {', '.join(STEPS)}.")
+    if entry["do"] not in STEPS:
+        raise UsageError(f"step {number}: there is no step {entry['do']!r}. {nearest(str(entry['do']), STEPS)}")
+    table = {key: value for key, value in entry.items() if key != "do"}
+    return bind(STEPS[entry["do"]], table, f"step {number}")

@@ -1,0 +1,1 @@
+"""Measurements: one a file, and the file name is the registry."""

@@ -1,0 +1,1 @@
+"""Sections as data, written as text, HTML and JSON; reads folders only."""

@@ -1,0 +1,1 @@
+"""Contract suites and small networks for authors of methods."""
