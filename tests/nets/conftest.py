@@ -1,3 +1,7 @@
+# Networks come by name, so the type checker cannot know their attributes.
+# pyright: reportAttributeAccessIssue=false, reportIndexIssue=false, reportCallIssue=false, reportArgumentType=false
+# pyright: reportOptionalMemberAccess=false
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -30,9 +34,9 @@ _SMALL = {
 }
 
 
-def _small(name: str, count: int = 3) -> tuple[nn.Module, Tensor]:
+def _small(name: str, count: int = 3, seed: int = 0) -> tuple[nn.Module, Tensor]:
     options, shape = _SMALL[name]
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     model = nets.build(name, **options)
     random = torch.Generator().manual_seed(1)
     if "vocab" in options:
@@ -42,16 +46,16 @@ def _small(name: str, count: int = 3) -> tuple[nn.Module, Tensor]:
 
 @pytest.fixture
 def small():
-    """``small(name)``: a tiny version of a network and an input for it."""
+    """``small(name, count=3, seed=0)``: a tiny version of a network, and an input of ``count`` examples."""
     return _small
 
 
 @pytest.fixture
 def meta():
-    """``meta(name, **options)``: a network that knows its shapes only, however large it is."""
+    """``meta(name, shape, outputs, **options)``: a network that knows its shapes only, however large it is."""
 
-    def make(name: str, **options) -> nn.Module:
+    def make(name: str, *data, **options) -> nn.Module:
         with torch.device("meta"):
-            return nets.build(name, **options)
+            return nets.build(name, *data, **options)
 
     return make

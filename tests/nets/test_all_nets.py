@@ -1,3 +1,6 @@
+# Networks come by name, so the type checker cannot know their attributes.
+# pyright: reportAttributeAccessIssue=false, reportIndexIssue=false, reportCallIssue=false, reportArgumentType=false
+# pyright: reportOptionalMemberAccess=false
 """What every network does."""
 
 import pytest
@@ -65,14 +68,10 @@ def test_the_global_seed_alone_decides_the_weights(small, name):
 
 
 @pytest.mark.parametrize("name", nets.names())
-def test_another_seed_gives_other_weights(small, name):
-    model, _ = small(name)
-    torch.manual_seed(0)
-    before = torch.get_rng_state()
-    small(name)
-    assert not torch.equal(torch.get_rng_state(), before)
-    matrices = [p for p in model.parameters() if p.dim() > 1 and p.numel() > 3]
-    assert all(p.std() > 0 for p in matrices)
+def test_another_seed_gives_every_matrix_other_weights(small, name):
+    one, two = dict(small(name)[0].named_parameters()), dict(small(name, seed=1)[0].named_parameters())
+    matrices = [key for key, weight in one.items() if weight.dim() > 1]
+    assert matrices and not [key for key in matrices if torch.equal(one[key], two[key])]
 
 
 @pytest.mark.parametrize("name", nets.names())

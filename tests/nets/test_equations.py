@@ -1,3 +1,6 @@
+# Networks come by name, so the type checker cannot know their attributes.
+# pyright: reportAttributeAccessIssue=false, reportIndexIssue=false, reportCallIssue=false, reportArgumentType=false
+# pyright: reportOptionalMemberAccess=false
 """The networks' parts against independent definitions, in double precision."""
 
 import pytest

@@ -1,8 +1,9 @@
 """How many weights each tensor keeps. A closed set; counts are integers and sum to the budget exactly.
 
 All counts here are *units* of the pattern (single weights for unstructured and N:M, blocks, output
-units). For patterns whose units have different sizes in different tensors (whole output units), the
-budget is a number of weights and the result is the largest that does not exceed it.
+units). The budget is a number of weights. Where units have different sizes in different tensors (whole
+output units) it is never exceeded: allocations by shape stop when no further unit fits, allocations
+by threshold at the first unit, in the order of the scores, that does not fit.
 """
 
 from __future__ import annotations
@@ -49,11 +50,12 @@ class Allocation(ABC):
         total = sum(s.numel() * sizes[n] for n, s in scores.items())
         if not 0 <= keep <= total:
             raise BudgetError(f"cannot keep {keep:,} of {total:,} weights; ask for 0 to {total:,}.")
-        least = sum(sizes.values())
+        least = sum(sizes[name] for name in scores)
         if keep < least:
+            most = math.floor((1 - least / total) * 1e6) / 1e6
             raise BudgetError(
                 f"keeping {keep:,} of {total:,} weights would empty whole layers: {len(scores)} tensors need at least "
-                f"one unit each, {least:,} weights in all. Ask for a sparsity of at most {1 - least / total:.6g}."
+                f"one unit each, {least:,} weights in all. Ask for a sparsity of at most {most:.6g}."
             )
         shapes = {n: tuple(s.shape) for n, s in scores.items()} if shapes is None else shapes
         return self.share(scores, keep, sizes, shapes, cost or {n: 1.0 for n in scores})
@@ -135,7 +137,7 @@ class Lamp(Allocation):
     """One threshold on ``s_u^2 / sum of s_v^2 over all v at least as large`` (Lee et al. 2021, with ``s = |w|``).
 
     Scaling a layer changes nothing, and the largest weight of each layer scores 1, so no layer vanishes.
-    Cost: one sort of each tensor; sums in float64.
+    Equal scores stand in the order of a stable sort. Cost: one sort of each tensor; sums in float64.
     """
 
     def share(
@@ -146,7 +148,17 @@ class Lamp(Allocation):
         shapes: Mapping[str, tuple[int, ...]],
         cost: Mapping[str, float],
     ) -> dict[str, int]:
-        """Counts of the units above the common threshold of LAMP scores."""
+        """Counts of the units above the common threshold of LAMP scores.
+
+        Raises:
+            UsageError: when a score is negative or infinite.
+        """
+        for name, score in scores.items():
+            if bool((score < 0).any()) or bool(score.isinf().any()):
+                raise UsageError(
+                    f"LAMP squares the scores, so they must be finite and >= 0; those of `{name}` run from "
+                    f"{score.min().item():.3g} to {score.max().item():.3g}. Use `global` instead."
+                )
         return _global({name: lamp(score) for name, score in scores.items()}, keep, sizes)
 
 
@@ -165,15 +177,16 @@ class ByCost(Allocation):
         """Counts of the units above the common threshold of ``score / cost``.
 
         Raises:
-            UsageError: when scores are negative or a cost is not positive.
+            UsageError: when scores are negative, or a cost is missing or not positive.
         """
         for name, score in scores.items():
-            if cost[name] <= 0 or score.numel() and score.min() < 0:
+            price = cost.get(name, math.nan)
+            if not 0 < price < math.inf or bool((score < 0).any()):
                 raise UsageError(
-                    f"allocation by cost needs scores >= 0 and a cost > 0; `{name}` has a lowest score of "
-                    f"{score.min().item():.3g} and a cost of {cost[name]:.3g}. Use `global` instead."
+                    f"allocation by cost needs scores >= 0 and a known cost > 0; `{name}` has a lowest score of "
+                    f"{score.min().item():.3g} and a cost of {price:.3g}. Use `global` instead."
                 )
-        return _global({name: score / cost[name] for name, score in scores.items()}, keep, sizes)
+        return _global({name: score.double() / cost[name] for name, score in scores.items()}, keep, sizes)
 
 
 ALLOCATIONS: dict[str, type[Allocation]] = {
@@ -192,10 +205,12 @@ def lamp(score: Tensor) -> Tensor:
     >>> lamp(torch.tensor([1.0, 2.0, 3.0])) * torch.tensor([14, 13, 9])
     tensor([1., 4., 9.], dtype=torch.float64)
     """
-    squares = score.reshape(-1).double().square()
+    values = score.reshape(-1).double()
+    exponent = torch.frexp(values.max()).exponent.clamp(-1000, 1000) if values.numel() else 0
+    squares = torch.ldexp(values, torch.as_tensor(-exponent)).square()  # a power of two: exact, and no overflow
     ordered, order = torch.sort(squares, stable=True)
     tails = ordered.flip(0).cumsum(0).flip(0)
-    values = torch.where(tails > 0, ordered / tails.clamp_min(torch.finfo(torch.float64).tiny), torch.zeros_like(tails))
+    values = torch.where(tails > 0, ordered / tails, torch.zeros_like(tails))
     return torch.empty_like(values).scatter_(0, order, values).reshape(score.shape)
 
 
@@ -221,12 +236,13 @@ def _without_best(score: Tensor) -> Tensor:
 def _global_uneven(scores: Named, keep: int, sizes: dict[str, int]) -> dict[str, int]:
     """Units in the order of their score per weight, as many as the budget holds; each tensor's best one first."""
     names = list(scores)
-    flat = torch.cat([scores[n].reshape(-1).double() / sizes[n] for n in names])
-    owner = torch.cat([torch.full((scores[n].numel(),), i, device=flat.device) for i, n in enumerate(names)])
-    first = torch.cat([top_mask(scores[n], 1).reshape(-1) for n in names])
-    rank = torch.where(first, torch.inf, flat)
-    order = torch.sort(rank, descending=True, stable=True).indices
-    weight = torch.tensor([sizes[n] for n in names], device=flat.device)[owner[order]]
+    where = scores[names[0]].device
+    flat = torch.cat([scores[n].reshape(-1).double().to(where) / sizes[n] for n in names])
+    owner = torch.cat([torch.full((scores[n].numel(),), i, device=where) for i, n in enumerate(names)])
+    first = torch.cat([top_mask(scores[n], 1).reshape(-1).to(where) for n in names])
+    order = torch.sort(flat, descending=True, stable=True).indices
+    order = torch.cat([order[first[order]], order[~first[order]]])
+    weight = torch.tensor([sizes[n] for n in names], device=where)[owner[order]]
     kept = int((weight.cumsum(0) <= keep).sum())
     counts = torch.bincount(owner[order[:kept]], minlength=len(names)).tolist()
     return dict(zip(names, counts, strict=True))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from fractions import Fraction
 
 from secateur.core.errors import BudgetError, UsageError
 
@@ -35,8 +36,8 @@ class Target:
         if self.kind == "nm":
             return f"{self.value:g}:{self.m}"
         if self.kind == "params":
-            return f"params {self.value:.6%}".replace("0000%", "%").rstrip()
-        return f"{self.kind} {self.value:g}{'x' if self.kind == 'macs' else ''}"
+            return f"params {100 * self.value:.12g}%"
+        return f"{self.kind} {self.value:.15g}{'x' if self.kind == 'macs' else ''}"
 
 
 def parse_target(text: str) -> Target:
@@ -52,6 +53,8 @@ def parse_target(text: str) -> Target:
     phrase = " ".join(str(text).split()).lower()
     group = re.fullmatch(r"(\d+):(\d+)", phrase)
     if group:
+        if not 1 <= int(group[1]) < int(group[2]):
+            raise BudgetError(f"{text!r}: an N:M target needs 1 <= N < M; write `2:4` for 2 kept of every 4.")
         return Target("nm", float(group[1]), int(group[2]))
     match = re.fullmatch(r"(?:(\w+) )?([-+]?[\d.,_]+(?:e[-+]?\d+)?)\s*(%|x)?", phrase)
     if not match:
@@ -64,16 +67,24 @@ def parse_target(text: str) -> Target:
         )
     if kind not in ("sparsity", "params", "macs", "keep"):
         raise UsageError(f"the target {text!r} names no known quantity ({kind!r}); write {_FORM}.")
-    try:
-        number = float(match[2].replace(",", "").replace("_", ""))
-    except ValueError as error:
-        raise UsageError(f"{match[2]!r} in the target {text!r} is not a number; write {_FORM}.") from error
+    if unit and kind == "keep" or unit == "x" and kind == "sparsity":
+        raise UsageError(f"the target {text!r}: {kind} takes no unit {unit!r}; write {_FORM}.")
+    number = _number(match[2], text)
     return Target(kind, _in_range(kind, number / 100 if unit == "%" else number, text))
+
+
+def _number(digits: str, text: str) -> float:
+    """A number with commas between thousands only, so that ``1,5`` is not taken for 15."""
+    thousands = re.fullmatch(r"[-+]?\d{1,3}(,\d{3})+(\.\d*)?", digits)
+    try:
+        return float(digits.replace(",", "") if thousands else digits)
+    except ValueError as error:
+        raise UsageError(f"{digits!r} in the target {text!r} is not a number; write {_FORM}.") from error
 
 
 def _in_range(kind: str, number: float, text: str) -> float:
     if kind == "keep":
-        if number < 1 or number != int(number):
+        if not 1 <= number < math.inf or number != int(number):
             raise BudgetError(f"{text!r}: the number of weights to keep must be a whole number of at least 1.")
     elif kind == "sparsity":
         if not 0 <= number < 1:
@@ -88,7 +99,8 @@ def _in_range(kind: str, number: float, text: str) -> float:
 def keep_for(sparsity: float, prunable: int) -> int:
     """The number of weights to keep: ``prunable - floor(sparsity * prunable)``, at least one.
 
-    The product is rounded to nine digits first, so that 0.9 of 1,000 is 900 in spite of binary fractions.
+    Sparsity is read as a decimal number of twelve places, so that 0.9 of 1,000 is 900 and 0.58 of 12,400,000 is
+    7,192,000 in spite of binary fractions.
 
     >>> keep_for(0.9, 1000), keep_for(0.95, 266200)
     (100, 13310)
@@ -98,7 +110,7 @@ def keep_for(sparsity: float, prunable: int) -> int:
     """
     if not (isinstance(sparsity, int | float) and 0 <= sparsity < 1):
         raise BudgetError(f"sparsity must be in [0, 1), it is {sparsity!r}; 0.9 means 90 % zeros.")
-    return max(1, prunable - math.floor(round(sparsity * prunable, 9)))
+    return max(1, prunable - math.floor(Fraction(f"{sparsity:.12f}") * prunable))
 
 
 def compression(total: int, pruned: int) -> float:

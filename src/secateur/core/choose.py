@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 
 from secateur.core.allocations import Allocation, Global
-from secateur.core.errors import BudgetError, ModelError
+from secateur.core.errors import DataError, ModelError
 from secateur.core.masks import Masks
 from secateur.core.names import Named
 from secateur.core.patterns import Pattern, Unstructured
@@ -84,17 +84,21 @@ def broadcast(masks: Masks) -> Masks:
 
 
 def reduce_scores(scores: Named, examples: int) -> Named:
-    """Mean of the scores over the processes of a distributed run, each weighted by its examples."""
+    """Mean of the scores over the processes of a distributed run, each weighted by its examples.
+
+    Raises:
+        DataError: when no process has an example.
+    """
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
         return scores
-    if examples < 0:
-        raise BudgetError(f"the number of examples cannot be {examples}.")
     first = next(iter(scores.values()))
-    total = torch.tensor(float(examples), device=first.device)
+    total = torch.tensor(examples, dtype=torch.int64, device=first.device)
     dist.all_reduce(total)
-    reduced = {}
+    if not total:
+        raise DataError("no process has an example to score with; give every process its part of the data.")
+    share, reduced = examples / int(total), {}
     for name, score in scores.items():
-        mean = score * (examples / total.to(score.dtype))
+        mean = score * share
         dist.all_reduce(mean)
         reduced[name] = mean
     return reduced

@@ -80,10 +80,18 @@ def read_json(path: Path) -> Any:
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> str:
     """Write a safetensors file, read it back, compare to the bit and return its digest.
 
+    Tensors that share memory (tied weights) are written under each of their names.
+
     Raises:
         FileError: when it cannot be written or does not read back equal.
     """
-    flat = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    flat: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        whole = tensor.detach().cpu().contiguous()
+        memory = whole.untyped_storage().data_ptr()
+        flat[name] = whole.clone() if memory in seen else whole  # the format refuses tensors that share memory
+        seen.add(memory)
     content = to_bytes(flat, dict(metadata or {}))
     digest = hashlib.sha256(content).hexdigest()
     with writing(path) as temporary:
@@ -159,8 +167,10 @@ def _umask() -> int:
 
 
 def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    """Make the new name durable where the system allows it; the file itself is already on the disk."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -47,11 +47,10 @@ class Hold:
         hooks: bool = True,
     ) -> None:
         self.model, self.optimizer, self.also = model, optimizer, tuple(also)
+        _same_everywhere(masks)  # first, so that every process gets here
         self._parameters = masks.match(model)
         self._handles: list[Any] = []
-        self._fired: set[str] = set()
         self.masks = masks
-        _same_everywhere(masks)
         self._check_optimizer()
         self._install(masks, None)
         if hooks:
@@ -75,11 +74,11 @@ class Hold:
         Raises:
             MaskError: when the new masks name other tensors, or differ between processes.
         """
+        _same_everywhere(masks)
         if set(masks) != set(self.masks):
             odd = sorted(set(masks) ^ set(self.masks))
             raise MaskError(f"the new masks name other tensors than the held ones: {', '.join(odd[:4])}.")
         masks.match(self.model)
-        _same_everywhere(masks)
         old, self.masks = self.masks, Masks({name: masks[name] for name in self.masks})
         self._install(self.masks, old)
 
@@ -94,7 +93,7 @@ class Hold:
     def mask_weights_(self) -> None:
         """Zero the pruned weights. Cost: one multiplication over them."""
         if self._floats:
-            torch._foreach_mul_(self._data, self._floats)
+            torch._foreach_mul_([_mine(p) for p in self._tensors], self._floats)
 
     def check(self) -> None:
         """Every pruned weight must be zero, in the network and in its averaged copies.
@@ -109,10 +108,9 @@ class Hold:
     @torch.no_grad()
     def _install(self, masks: Masks, old: Masks | None) -> None:
         self._tensors = list(self._parameters.values())
-        self._data, self._floats = [], []
+        self._floats = []
         for name, p in self._parameters.items():
             data, mask = local(p, masks[name])
-            self._data.append(data)
             self._floats.append(mask.to(data.dtype))
             before = None if old is None else local(p, old[name])[1]
             self._clear_state(p, mask, before)
@@ -127,12 +125,11 @@ class Hold:
         gone = ~mask if before is None else ~mask | (mask & ~before)
         for value in state.values():
             if isinstance(value, Tensor) and value.shape == p.shape and value.dim():
-                mine = value.to_local() if hasattr(value, "to_local") else value  # type: ignore[operator]
-                mine.masked_fill_(gone, 0)
+                _mine(value).masked_fill_(gone, 0)
 
     def _hook(self) -> None:
         for index, p in enumerate(self._tensors):
-            if p.requires_grad:
+            if p.requires_grad and not hasattr(p, "to_local"):
                 self._handles.append(p.register_hook(self._gradient_hook(index)))
         if self.optimizer is not None:
             if any(hasattr(p, "to_local") for p in self._tensors):
@@ -159,10 +156,12 @@ class Hold:
 
 
 def _grad(p: Tensor) -> Tensor | None:
-    gradient = p.grad
-    if gradient is None:
-        return None
-    return gradient.to_local() if hasattr(gradient, "to_local") else gradient  # type: ignore[operator]
+    return None if p.grad is None else _mine(p.grad)
+
+
+def _mine(tensor: Tensor) -> Tensor:
+    """The memory of a tensor on this process: the shard of a sharded one."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor  # type: ignore[operator]
 
 
 def _same_everywhere(masks: Masks) -> None:

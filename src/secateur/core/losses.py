@@ -12,7 +12,7 @@ from secateur.core.errors import DataError
 
 @dataclass(frozen=True)
 class CrossEntropy:
-    """Mean cross-entropy of logits; class dimension last for sequences ``(N, T, V)``, second otherwise.
+    """Mean cross-entropy of logits, ``(N, classes)`` or for sequences ``(N, T, classes)``: classes come last.
 
     Args:
         smoothing: label smoothing in [0, 1).
@@ -23,18 +23,20 @@ class CrossEntropy:
     ignore: int = -100
 
     def __call__(self, output: Tensor, target: Tensor) -> Tensor:
-        """The mean over examples (and over tokens of sequences)."""
-        classes = output.shape[-1]
-        if output.dim() == target.dim() + 1:
-            output, target = output.reshape(-1, classes), target.reshape(-1)
-        if output.dim() != 2 or target.shape != output.shape[:1]:
+        """The mean over examples (and over tokens of sequences).
+
+        Raises:
+            DataError: when the shapes do not belong together.
+        """
+        if output.dim() not in (2, 3) or target.shape != output.shape[:-1]:
             raise DataError(
                 f"the network's output has shape {tuple(output.shape)} and the target {tuple(target.shape)}; "
                 "cross-entropy needs logits (N, classes) with targets (N,), or (N, T, classes) with (N, T)."
             )
+        output = output.reshape(-1, output.shape[-1])
         return functional.cross_entropy(
             output.float() if output.dtype.itemsize < 4 else output,
-            target,
+            target.reshape(-1),
             label_smoothing=self.smoothing,
             ignore_index=self.ignore,
         )

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Masks(Mapping[str, Tensor]):
-    """Boolean tensors (True = kept) by parameter name; immutable.
+    """Boolean tensors (True = kept) by parameter name; immutable (the given tensors are copied).
 
     Set algebra works entry by entry: ``a & b``, ``a | b``, ``a - b``, ``~a``.
 
@@ -40,7 +40,7 @@ class Masks(Mapping[str, Tensor]):
                 raise MaskError(
                     f"the mask of `{name}` has type {mask.dtype}; make it boolean (`mask.bool()`), True = kept."
                 )
-        self._masks = dict(masks)
+        self._masks = {name: mask.detach().clone(memory_format=torch.contiguous_format) for name, mask in masks.items()}
         self._digest = ""
 
     @classmethod
@@ -62,12 +62,15 @@ class Masks(Mapping[str, Tensor]):
         pruned, and a pruned weight that something has overwritten counts as kept.
         """
         found = coverage(model, only, skip).prunable
-        return cls({name: p.detach() != 0 for name, p in found.items()})
+        return cls({name: _whole(p) != 0 for name, p in found.items()})
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self._masks:
             raise KeyError(f"no mask for `{name}`. {nearest(name, self._masks)}")
         return self._masks[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._masks
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._masks)
@@ -185,7 +188,7 @@ class Masks(Mapping[str, Tensor]):
 
     @torch.no_grad()
     def check(self, model: nn.Module) -> None:
-        """Every pruned weight must be zero.
+        """Every pruned weight must be zero; of sharded ones each process checks its own part.
 
         Raises:
             MaskError: naming the tensor, the number of weights that are not zero, and the cure.
@@ -201,9 +204,17 @@ class Masks(Mapping[str, Tensor]):
                 )
 
     def save(self, path: str | Path, **metadata: str) -> str:
-        """Write one bit a weight as safetensors; returns the file's digest."""
+        """Write one bit a weight as safetensors; returns the file's digest.
+
+        Args:
+            path: the file.
+            metadata: further text for the file's header.
+
+        Raises:
+            FileError: when the file cannot be written.
+        """
         shapes = {name: list(mask.shape) for name, mask in self.items()}
-        about = {"format": "secateur.masks/1", "shapes": json.dumps(shapes), "digest": self.digest, **metadata}
+        about = {**metadata, "format": "secateur.masks/1", "shapes": json.dumps(shapes), "digest": self.digest}
         return write_tensors(Path(path), {name: pack_bits(mask) for name, mask in self.items()}, about)
 
     @classmethod
@@ -220,11 +231,16 @@ class Masks(Mapping[str, Tensor]):
                 raise ValueError("packed masks are bytes")
             masks = cls({name: unpack_bits(packed[name], tuple(shape)) for name, shape in shapes.items()})
             whole = masks.digest == about["digest"]
-        except (KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
+        except (LookupError, ValueError, TypeError, RuntimeError, AttributeError, ArithmeticError) as error:
             raise FileError(f"{path} is not a mask file of this library ({type(error).__name__}: {error}).") from error
         if not whole:
             raise FileError(f"{path} is damaged: its bits do not match its digest. Make it again, or restore a copy.")
         return masks
+
+
+def _whole(p: Tensor) -> Tensor:
+    """All of a parameter; sharded ones are gathered (every process must take part)."""
+    return p.detach().full_tensor() if hasattr(p, "full_tensor") else p.detach()  # type: ignore[operator]
 
 
 def local(p: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

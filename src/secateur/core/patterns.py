@@ -153,7 +153,7 @@ class Block(Pattern):
 
     def unit_scores(self, score: Tensor) -> Tensor:
         """Sums over blocks, shape ``(out / rows, in / cols)``."""
-        return self._blocks(score).sum((1, 3))
+        return self._blocks(score).sum((1, 3), dtype=_wide(score))
 
     def mask(self, score: Tensor, keep: int) -> Tensor:
         """The ``keep`` blocks of the largest sum."""
@@ -180,7 +180,7 @@ class Unit(Pattern):
 
     def unit_scores(self, score: Tensor) -> Tensor:
         """Sums over each output unit, shape ``(out,)``."""
-        return score.reshape(score.shape[0], -1).sum(1)
+        return score.reshape(score.shape[0], -1).sum(1, dtype=_wide(score))
 
     def mask(self, score: Tensor, keep: int) -> Tensor:
         """The ``keep`` output units of the largest sum."""
@@ -191,6 +191,11 @@ class Unit(Pattern):
 
 PATTERNS: dict[str, type[Pattern]] = {"unstructured": Unstructured, "nm": NM, "block": Block, "unit": Unit}
 """Names of the patterns in recipes."""
+
+
+def _wide(score: Tensor) -> torch.dtype:
+    """Sums of half-precision scores are kept in float32: rounding them would make ties."""
+    return torch.promote_types(score.dtype, torch.float32)
 
 
 def _count(shape: tuple[int, ...]) -> int:

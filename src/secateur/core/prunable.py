@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from secateur.core.errors import ModelError, UsageError, nearest
 from secateur.core.names import Named, aliases, owners, parameters
@@ -43,13 +44,13 @@ def coverage(
     """
     every, holders, tied = parameters(model), owners(model), aliases(model)
     for glob in (*only, *skip):
-        if not any(fnmatch.fnmatchcase(alias, glob) for names in tied.values() for alias in names):
+        if not any(_matches(names, [glob]) for names in tied.values()):
             raise UsageError(f"no parameter matches {glob!r}. {nearest(glob, every)}")
     prunable: Named = {}
     left: dict[str, str] = {}
     for name, p in every.items():
-        named = any(fnmatch.fnmatchcase(a, g) for a in tied[name] for g in only)
-        if any(fnmatch.fnmatchcase(a, g) for a in tied[name] for g in skip):
+        named = _matches(tied[name], only)
+        if _matches(tied[name], skip):
             why = "skipped by name"
         elif only:
             why = "" if named else "not named"
@@ -63,17 +64,30 @@ def coverage(
             left[name] = why
         else:
             prunable[name] = p
-    if not prunable:
-        reasons = "; ".join(f"`{n}`: {why}" for n, why in list(left.items())[:4]) or "it has no parameters"
-        raise ModelError(f"nothing in this network can be pruned ({reasons}). Name tensors with `--only 'glob'`.")
+    _refuse_nothing(prunable, left)
     return Coverage(prunable, left)
 
 
+def _matches(names: Sequence[str], globs: Sequence[str]) -> bool:
+    """Whether any name of a tensor matches any glob."""
+    return any(fnmatch.fnmatchcase(name, glob) for name in names for glob in globs)
+
+
+def _refuse_nothing(prunable: Named, left: dict[str, str]) -> None:
+    if not prunable:
+        reasons = "; ".join(f"`{n}`: {why}" for n, why in list(left.items())[:4]) or "it has no parameters"
+        raise ModelError(f"nothing in this network can be pruned ({reasons}). Name tensors with `--only 'glob'`.")
+
+
 def _why_not(name: str, p: nn.Parameter, holders: tuple[nn.Module, ...]) -> str:
+    if is_lazy(p):
+        return "its shape is not known before the network has seen a batch"
     if not p.is_floating_point():
         return f"its type is {p.dtype}"
     if p.dim() < 2:
         return "a bias or scale: few numbers, and each matters"
+    if not p.numel():
+        return "it is empty"
     if any(isinstance(module, _LOOKUPS) for module in holders):
         return "an embedding (or tied to one): rows are looked up, not multiplied; name it with `only` to include it"
     if "weight" not in name.rpartition(".")[2]:

@@ -43,7 +43,9 @@ class Reading:
     @classmethod
     def from_json(cls, table: Mapping[str, Any]) -> Reading:
         """The inverse of :meth:`to_json`."""
-        back: dict[str, Any] = {key: _in(entry) if key in ("value", "stderr", "low", "high") else entry for key, entry in table.items()}
+        back: dict[str, Any] = {
+            key: _in(entry) if key in ("value", "stderr", "low", "high") else entry for key, entry in table.items()
+        }
         back["parts"] = {name: _in(part) for name, part in table.get("parts", {}).items()}
         return cls(**back)
 

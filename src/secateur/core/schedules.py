@@ -48,7 +48,7 @@ class Linear(Schedule):
 class Cubic(Schedule):
     """Fast at first, slow near the target (Zhu & Gupta 2017).
 
-    >>> [round(0.9 * Cubic()(p), 4) for p in (0, 0.25, 0.5, 0.75, 1)]
+    >>> [round(0.9 * Cubic()(p), 4) for p in (0.0, 0.25, 0.5, 0.75, 1.0)]
     [0.0, 0.5203, 0.7875, 0.8859, 0.9]
     """
 
@@ -72,7 +72,7 @@ class Levels(Schedule):
 
     The share is such that the last level is the target itself; ``final`` is the sparsity it leads to.
 
-    >>> [round(0.875 * Levels(3, 0.875)(p), 3) for p in (0, 0.34, 0.67, 1)]
+    >>> [round(0.875 * Levels(3, 0.875)(p), 3) for p in (0.0, 0.34, 0.67, 1.0)]
     [0.0, 0.5, 0.75, 0.875]
     """
 

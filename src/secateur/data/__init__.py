@@ -6,7 +6,7 @@ import functools
 import inspect
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -84,8 +84,12 @@ def load(
     else:
         hint = "A folder is named by its path, your own code by 'module:function'."
         raise UsageError(f"no data set is called {name!r}. {nearest(name, _BUILT_IN)} {hint}")
-    known = [p.name for p in inspect.signature(build).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    known = {
+        p.name: str(p.annotation) for p in inspect.signature(build).parameters.values() if p.kind is p.KEYWORD_ONLY
+    }
     _check_options(name, options, known)
+    for option, value in options.items():
+        _check_value(name, option, value, known[option])
     return build(**options)
 
 
@@ -106,9 +110,8 @@ def _from_code(name: str, options: dict[str, Any]) -> Dataset:
         raise UsageError(f"{name!r} is {type(function).__name__}; it must be a function that returns the data.")
     parameters = inspect.signature(function).parameters.values()
     if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-        _check_options(
-            name, options, [p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
-        )
+        by_name = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        _check_options(name, options, [p.name for p in parameters if p.kind in by_name])
     missing = [p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
     if set(missing) - set(options):
         raise UsageError(f"{name!r} needs the options {', '.join(m for m in missing if m not in options)}.")
@@ -149,7 +152,16 @@ def _kind(name: str, x: Tensor) -> Any:
     )
 
 
-def _check_options(name: str, options: dict[str, Any], known: list[str]) -> None:
+def _check_options(name: str, options: dict[str, Any], known: Iterable[str]) -> None:
     for option in options:
         if option not in known:
             raise UsageError(f"the data set {name!r} has no option {option!r}. {nearest(option, known)}")
+
+
+def _check_value(name: str, option: str, value: Any, annotation: str) -> None:
+    """Refuse a value that is not of the option's type: ``int``, ``float`` or ``int | None``."""
+    allowed = (int, float) if "float" in annotation else int
+    if isinstance(value, allowed) and not isinstance(value, bool) or value is None and "None" in annotation:
+        return
+    wanted = "a number" if "float" in annotation else "a whole number"
+    raise UsageError(f"the option {option}={value!r} of the data set {name!r} must be {wanted}.")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.numpy import save_file
 
 from secateur.core.errors import DataError, SecateurError
 from secateur.data.dataset import Dataset, Split
@@ -115,7 +115,8 @@ def _read(place: Path) -> Dataset | None:
 
 
 def _write(data: Dataset, place: Path) -> None:
-    tensors = {f"{part}.{k}": v.contiguous() for part, s in data.splits() for k, v in (("x", s.x), ("y", s.y))}
+    # as numpy arrays, because parts may share memory, which safetensors refuses for tensors
+    arrays = {f"{p}.{k}": v.contiguous().numpy() for p, s in data.splits() for k, v in (("x", s.x), ("y", s.y))}
     fields = ("name", "classes", "kind", "mean", "std", "note")
     table = {field: getattr(data, field) for field in fields}
     table |= {"parts": [part for part, _ in data.splits()], "digest": data.digest}
@@ -124,5 +125,5 @@ def _write(data: Dataset, place: Path) -> None:
         # a file of its own for each writer, so that two at once cannot mix
         with tempfile.TemporaryDirectory(dir=place.parent, prefix=".new-") as folder:
             fresh = Path(folder) / place.name
-            save_file(tensors, fresh, metadata={"secateur": json.dumps(table)})
+            save_file(arrays, fresh, metadata={"secateur": json.dumps(table)})
             os.replace(fresh, place)

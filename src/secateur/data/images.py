@@ -110,7 +110,7 @@ def channel_statistics(x: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]
     counts = torch.zeros(x.shape[1], 256, dtype=torch.float64)
     for piece in x.split(4096):
         for channel in range(x.shape[1]):
-            counts[channel] += torch.bincount(piece[:, channel].flatten(), minlength=256)
+            counts[channel] += torch.bincount(piece[:, channel].flatten(), minlength=256).cpu()
     share = counts / counts.sum(1, keepdim=True)
     values = torch.arange(256, dtype=torch.float64) / 255
     mean = share @ values
@@ -172,7 +172,8 @@ def _open(image: ModuleType, picture: bytes | Path, label: str, mode: str, size:
                 pixels = pixels.resize((size, size), image.Resampling.BILINEAR)
             return np.asarray(pixels)
     except (OSError, SyntaxError, ValueError, image.DecompressionBombError) as error:
-        raise DataError(f"{label}: cannot be read as a picture ({error}); replace or remove it.") from error
+        brief = str(error).partition(" <")[0]  # without the address of a buffer
+        raise DataError(f"{label}: cannot be read as a picture ({brief}); replace or remove it.") from error
 
 
 def _two_sizes(first: str, one: np.ndarray, second: str, other: np.ndarray) -> DataError:

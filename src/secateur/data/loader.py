@@ -170,8 +170,8 @@ def flipped_crop(x: Tensor, top: Tensor, left: Tensor, flip: Tensor, pad: int) -
 
 
 def _check_options(split: Split, batch: int, augment: str, rank: int, world: int, dtype: torch.dtype) -> None:
-    if batch < 1:
-        raise DataError(f"a batch of {batch} examples; give 1 or more.")
+    if not isinstance(batch, int) or batch < 1:
+        raise DataError(f"a batch of {batch!r} examples; give a whole number, 1 or more.")
     if augment not in AUGMENT:
         raise UsageError(f"no augmentation is called {augment!r}. {nearest(str(augment), AUGMENT)}")
     if augment != "none" and (split.x.dim() != 4 or split.x.dtype == torch.int64):

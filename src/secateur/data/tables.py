@@ -40,6 +40,7 @@ def find_parts(folder: Path) -> dict[str, list[Path]]:
         parts.setdefault(part, []).append(file)
     rest = parts.pop("", [])
     parts = parts or ({"train": rest} if rest else {})
+    parts = {part: parts[part] for part in ("train", "test", "validation") if part in parts}
     for part, found in parts.items():
         places = sorted({str(file.parent) for file in found})
         if len(places) > 1:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from secateur.core.errors import FileError
 from secateur.core.files import writing
@@ -16,9 +17,9 @@ STATE = "state.pt"
 
 
 def save_state(folder: Path, state: dict[str, Any]) -> None:
-    """Write the state of a run, whole or not at all."""
+    """Write the state of a run, whole or not at all, with a digest of all that is in it."""
     with writing(folder / STATE) as temporary:
-        torch.save(state, temporary)
+        torch.save({**state, "digest": _digest(state)}, temporary)
 
 
 def load_state(folder: Path) -> dict[str, Any] | None:
@@ -31,9 +32,41 @@ def load_state(folder: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, KeyError, ValueError) as error:
-        raise FileError(f"{path} is damaged ({error}). Delete the folder {folder} to begin this step again.") from error
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if state.pop("digest", None) != _digest(state):
+            raise ValueError("its digest does not fit")
+        return state
+    except PermissionError as error:
+        raise FileError(
+            f"cannot read {path}: {error.strerror}. Allow it, or choose another folder with `-o`."
+        ) from error
+    except Exception as error:  # unpickling damaged bytes can raise anything
+        raise FileError(
+            f"{path} is damaged ({str(error).splitlines()[0] if str(error) else type(error).__name__}). "
+            f"Delete the folder {folder} to begin this step again."
+        ) from error
+
+
+def _digest(state: Any) -> str:
+    """SHA-256 of nested dicts and lists of tensors and plain values; torch's format does not notice flipped bits."""
+    sha = hashlib.sha256()
+
+    def add(thing: Any) -> None:
+        if isinstance(thing, Tensor):
+            sha.update(f"{thing.dtype}{tuple(thing.shape)}".encode())
+            sha.update(thing.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        elif isinstance(thing, dict):
+            for key, value in thing.items():
+                sha.update(repr(key).encode())
+                add(value)
+        elif isinstance(thing, list | tuple):
+            for value in thing:
+                add(value)
+        else:
+            sha.update(repr(thing).encode())
+
+    add(state)
+    return sha.hexdigest()
 
 
 class Metrics:
@@ -49,8 +82,17 @@ class Metrics:
         self.size = keep
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with open(path, "ab") as file:
-                file.truncate(keep)
+            try:
+                with open(path, "a+b") as file:
+                    file.seek(0)
+                    # After a power cut the file may be shorter than the checkpoint says; cut it to whole lines then
+                    there = file.read(keep)
+                    self.size = there.rfind(b"\n") + 1
+                    file.truncate(self.size)
+            except OSError as error:
+                raise FileError(
+                    f"cannot write {path}: {error.strerror or error}. Choose another folder with `-o`."
+                ) from error
 
     def write(self, **figures: Any) -> None:
         """Append one line."""
@@ -61,7 +103,9 @@ class Metrics:
             with open(self.path, "ab") as file:
                 file.write(line)
         except OSError as error:
-            raise FileError(f"cannot write {self.path}: {error.strerror or error}. Free some space and run again to go on.") from error
+            raise FileError(
+                f"cannot write {self.path}: {error.strerror or error}. Free some space and run again to go on."
+            ) from error
         self.size += len(line)
 
 

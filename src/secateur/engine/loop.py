@@ -8,32 +8,36 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from secateur.core import streams
-from secateur.core.errors import DataError, ModelError, UsageError
+from secateur.core.errors import DataError, FileError, ModelError, UsageError
+from secateur.core.files import read_tensors, write_tensors
 from secateur.core.hold import Hold
 from secateur.core.losses import CrossEntropy
 from secateur.core.masks import Masks
-from secateur.core.names import unwrap
+from secateur.core.names import parameters, unwrap
 from secateur.core.run import Run
 from secateur.core.sockets import Rule
-from secateur.core.task import Task, call, device_of, to
+from secateur.core.task import Task, device_of, to
 from secateur.data import Loader
 from secateur.engine import distributed
 from secateur.engine.checkpoint import Metrics, load_state, save_state
+from secateur.engine.folder import clean
 from secateur.engine.optimize import make_optimizer, rate
 from secateur.engine.recipe import TrainStep
 
-Watch = Callable[[dict[str, float]], None]
+BEST = "best.safetensors"
+Watch = Callable[[dict[str, int | float]], None]
 
 
 @dataclass
@@ -67,6 +71,10 @@ class Training:
     teacher: nn.Module | None = None
     watch: Watch | None = None
     loss: Callable[[Any, Any], Tensor] | None = None
+    best_state: dict[str, Tensor] | None = field(default=None, init=False, repr=False)
+    """Weights of the best checkpoint; only with ``validate``."""
+    best_masks: Masks | None = field(default=None, init=False, repr=False)
+    """The masks that belong to ``best_state``."""
 
     def fit(self) -> Masks:
         """Train to the end, or go on from the checkpoint in ``folder``.
@@ -84,10 +92,15 @@ class Training:
             for epoch in range(self._epoch, self.step.epochs):
                 self._train_epoch(epoch)
                 self._after_epoch(epoch)
+                if self._stop():
+                    raise KeyboardInterrupt
         for rule in self.step.rules:
             rule.end(self.run)
         masks = self.run.masks
         result = self._ema.module if self._ema is not None else self.model
+        pruned_last = masks.kept < self._best_kept or self.best_state is None
+        if self.validate is not None and pruned_last:  # rules may prune, or lay aside a parametrization, at the end
+            self._keep_best(result, self.validate(result))
         if result is not self.model:
             unwrap(self.model).load_state_dict(result.state_dict())
         masks.check(self.model)
@@ -96,14 +109,19 @@ class Training:
     def _prepare(self) -> None:
         step, model = self.step, self.model
         if step.accumulate > len(self.loader):
-            raise UsageError(f"train: accumulate is {step.accumulate}, but an epoch has only {len(self.loader)} batches.")
+            raise UsageError(
+                f"train: accumulate is {step.accumulate}, but an epoch has only {len(self.loader)} batches. "
+                f"Set `accumulate` to {len(self.loader)} or less, or use smaller batches."
+            )
         if step.channels_last:
-            model.to(memory_format=torch.channels_last)
+            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._loss = self.loss or CrossEntropy(step.smoothing)
         self._where = device_of(model)
         self._optimizer = make_optimizer(model.parameters(), step)
+        self._optimizer.zero_grad(set_to_none=True)  # what the caller's own backward pass left
         per_epoch = math.ceil(len(self.loader) / step.accumulate)
-        self._ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(step.ema), use_buffers=True) if step.ema else None
+        average = get_ema_multi_avg_fn(step.ema)
+        self._ema = AveragedModel(model, multi_avg_fn=average, use_buffers=True) if step.ema else None
         masks = self.masks or Masks.dense(model, step.only, step.skip)
         saved = load_state(self.folder) if self.folder else None
         if saved:
@@ -115,21 +133,32 @@ class Training:
             model, self._optimizer, hold, per_epoch * step.epochs, per_epoch, self.seed,
             (lambda n: sample(n, model)) if sample else None, self.teacher, rules=step.rules,
         )  # fmt: skip
-        self._epoch = self._batch = 0
-        self._best = -math.inf
-        self._best_kept = masks.kept
-        self._saved_at = 0
-        if saved:
-            self._resume(saved)
-        else:
-            streams.seed_global(self.seed, "train")
-            for rule in step.rules:
-                rule.begin(self.run)
-        writes = self.folder is not None and distributed.rank() == 0
-        self._metrics = Metrics(self.folder / "metrics.jsonl" if writes and self.folder else None, saved["metrics"] if saved else 0)
+        self._begin(saved)
+        path = self.folder / "metrics.jsonl" if self.folder and distributed.rank() == 0 else None
+        self._metrics = Metrics(path, saved["metrics"] if saved else 0)
         self._forward = DistributedDataParallel(model) if distributed.world() > 1 else model
         self._seconds = saved["seconds"] if saved else 0.0
         self._clock = time.perf_counter()
+
+    def _begin(self, saved: dict[str, Any] | None) -> None:
+        """Everything at its start, or as the checkpoint holds it."""
+        self._names = list(unwrap(self.model).state_dict())
+        self._epoch = self._batch = 0
+        self._best = -math.inf
+        self._best_kept = self.run.masks.total
+        self._saved_at = 0
+        self._counted: tuple[Masks | None, int] = (None, 0)
+        if saved:
+            self._resume(saved)
+        else:
+            # Ranks see different examples, so their dropout differs too
+            streams.seed_global(self.seed, "train", *([distributed.rank()] if distributed.world() > 1 else []))
+            for rule in self.step.rules:
+                rule.begin(self.run)
+        if self._ema is not None and list(parameters(self._ema)) != list(parameters(self.model)):
+            raise UsageError(
+                "train: a rule has changed the network's parameters; they cannot be averaged, set `ema = 0`."
+            )
 
     def _resume(self, saved: dict[str, Any]) -> None:
         run = self.run
@@ -137,27 +166,45 @@ class Training:
         for rule in self.step.rules:
             rule.begin(run)
         run.resumed = False
-        unwrap(self.model).load_state_dict(saved["model"])
-        self._optimizer.load_state_dict(saved["optimizer"])
-        if self._ema is not None:
-            self._ema.load_state_dict(saved["ema"])
+        try:
+            unwrap(self.model).load_state_dict(saved["model"])
+            self._optimizer.load_state_dict(saved["optimizer"])
+            if self._ema is not None:
+                self._ema.load_state_dict(saved["ema"])
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise FileError(
+                f"the checkpoint in {self.folder} belongs to another network or other options ({error}). "
+                "Go on with those it was made with, or delete it to begin again."
+            ) from error
         self._epoch, self._batch = saved["epoch"], saved["batch"]
         self._best, self._best_kept = saved["best"], saved["best_kept"]
         self._saved_at = run.step
-        streams.set_global_state(saved["random"])
+        if saved["best_masks"] and self.folder is not None:
+            self.best_state = read_tensors(self.folder / BEST)[0]
+            self.best_masks = Masks(saved["best_masks"]).to(self._where)
+        states = saved["random"]
+        streams.set_global_state(states[distributed.rank() % len(states)])
 
     def _train_epoch(self, epoch: int) -> None:
         self._forward.train()
         batches = self.loader.epoch(epoch, self._batch)
         while self._batch < len(self.loader):
             self._one_step(epoch, batches)
-            if self._pressed():
+            if self._stop():
                 self._checkpoint()
                 raise KeyboardInterrupt
             every = self.step.save_every
             if every and self.run.step - self._saved_at >= every and self._batch < len(self.loader):
                 self._checkpoint()
         self._epoch, self._batch = epoch + 1, 0
+
+    def _stop(self) -> bool:
+        """Whether somebody pressed Ctrl-C, in any of the processes: all stop after the same step."""
+        if distributed.world() == 1:
+            return self._pressed()
+        pressed = torch.tensor(float(self._pressed()), device=self._where)
+        dist.all_reduce(pressed, op=dist.ReduceOp.MAX)
+        return bool(pressed)
 
     def _one_step(self, epoch: int, batches: Iterator[Any]) -> None:
         run, step, optimizer = self.run, self.step, self._optimizer
@@ -173,26 +220,25 @@ class Training:
                 loss = self._batch_loss(batch)
                 (loss * (n / examples) if count > 1 else loss).backward()
             total += loss.item() * n / examples
+        if not math.isfinite(total):
+            raise DataError(
+                f"the loss became {total} at step {run.step} (epoch {epoch + 1}). Lower `lr` ({step.lr:g}), add "
+                "warm-up or `clip = 1.0`, or look for NaN in the data. The last checkpoint, if any, is kept."
+            )
         for rule in step.rules:
             rule.before_step(run)
         run.hold.mask_gradients_()
-        if step.clip:
-            run.note("gradient_norm", float(nn.utils.clip_grad_norm_(self.model.parameters(), step.clip)))
-        if not math.isfinite(total):
-            raise DataError(
-                f"the loss became {total} at step {run.step} (epoch {epoch + 1}). Lower `lr` ({step.lr:g}), add warm-up or "
-                "`clip = 1.0`, or look for NaN in the data. The last checkpoint is kept."
-            )
+        clipped = nn.utils.clip_grad_norm_(self.model.parameters(), step.clip) if step.clip else None
         optimizer.step()
         run.hold.mask_weights_()
         optimizer.zero_grad(set_to_none=True)
-        if self._ema is not None:
-            self._ema.update_parameters(unwrap(self.model))
         run.step += 1
         self._batch += count
         for rule in step.rules:
             rule.after_step(run)
-        self._log(epoch, total)
+        if self._ema is not None:  # after the rules, so that it averages the weights the network computes with
+            self._ema.update_parameters(unwrap(self.model))
+        self._log(epoch, total, {} if clipped is None else {"gradient_norm": float(clipped)})
 
     def _take(self, batches: Iterator[Any], count: int) -> list[tuple[Any, int]]:
         taken = []
@@ -206,21 +252,35 @@ class Training:
     def _batch_loss(self, batch: Any) -> Tensor:
         inputs, target = batch
         with torch.autocast(self._where.type, torch.bfloat16, enabled=self.step.amp):
-            output = call(self._forward, inputs) if distributed.world() == 1 else self._forward(inputs)
+            output = _call_wrapped(self._forward, inputs)
         loss = self._loss(output, target)
         for rule in self.step.rules:
             loss = rule.loss(self.run, loss, batch, output)
         return loss
 
-    def _log(self, epoch: int, loss: float) -> None:
+    def _log(self, epoch: int, loss: float, more: dict[str, float]) -> None:
         run = self.run
         last = self._batch >= len(self.loader)
-        figures: dict[str, float] = {"step": run.step, "epoch": epoch + 1, "train/loss": loss, **run.notes}
+        figures: dict[str, int | float] = {
+            "step": run.step,
+            "epoch": epoch + 1,
+            "train/loss": loss,
+            **more,
+            **run.notes,
+        }
         if last or run.step % 10 == 0 or run.notes:
-            figures |= {"lr": self._optimizer.param_groups[0]["lr"], "kept": run.masks.kept, "sparsity": run.masks.sparsity}
+            figures |= {"lr": self._optimizer.param_groups[0]["lr"], **self._counts()}
             self._metrics.write(**figures)
         if self.watch is not None:
             self.watch(figures)
+
+    def _counts(self) -> dict[str, int | float]:
+        """Weights kept and sparsity; counted again only when the masks have changed."""
+        masks = self.run.masks
+        if self._counted[0] is not masks:
+            self._counted = (masks, masks.kept)
+        kept = self._counted[1]
+        return {"kept": kept, "sparsity": 1 - kept / masks.total if masks.total else 0.0}
 
     def _after_epoch(self, epoch: int) -> None:
         run = self.run
@@ -231,34 +291,40 @@ class Training:
             if name.endswith("loss") and not math.isfinite(value):
                 raise ModelError(f"after epoch {epoch + 1}, {name} is {value}. Lower `lr`, or add warm-up.")
         if self.validate is not None:
-            self._keep_best(shown, figures)
-        row = {"step": run.step, "epoch": epoch + 1, **figures, "kept": run.masks.kept, "sparsity": run.masks.sparsity}
+            figures["validation/accuracy"] = self.validate(shown)
+            self._keep_best(shown, figures["validation/accuracy"])
+        row = {"step": run.step, "epoch": epoch + 1, **figures, **self._counts()}
         self._metrics.write(**row, seconds=round(self.seconds(), 3))
         if self.watch is not None:
             self.watch(row)
         self._checkpoint()
 
-    def _keep_best(self, shown: nn.Module, figures: dict[str, float]) -> None:
+    def _keep_best(self, shown: nn.Module, value: float) -> None:
         """The best checkpoint among those with the fewest weights so far, so that its zeros are the ones reported."""
-        value = self.validate(shown) if self.validate is not None else -math.inf
-        figures["validation/accuracy"] = value
-        kept = self.run.masks.kept
-        if kept < self._best_kept or value > self._best:
-            self._best, self._best_kept = value, kept
-            self.best_state = copy.deepcopy(unwrap(shown).state_dict())
-            if self.folder is not None and distributed.rank() == 0:
-                from secateur.core.files import write_tensors
-                from secateur.engine.folder import clean
-
-                tensors = {k: clean(v) for k, v in self.best_state.items()}
-                write_tensors(self.folder / "best.safetensors", tensors, {"step": str(self.run.step), "accuracy": str(value)})
+        if list(unwrap(shown).state_dict()) != self._names:
+            return  # behind a parametrization the weights are not those of the result
+        masks, kept = self.run.masks, self.run.masks.kept
+        equal = kept == self._best_kept and self.best_state is not None
+        if kept > self._best_kept or (equal and not value > self._best):
+            return
+        self._best, self._best_kept, self.best_masks = value, kept, masks
+        self.best_state = copy.deepcopy(unwrap(shown).state_dict())
+        if self.folder is not None and distributed.rank() == 0:
+            tensors = {k: clean(v) for k, v in self.best_state.items()}
+            write_tensors(self.folder / BEST, tensors, {"step": str(self.run.step), "accuracy": str(value)})
 
     def seconds(self) -> float:
         """Seconds of training, interruptions left out."""
         return self._seconds + time.perf_counter() - self._clock
 
     def _checkpoint(self) -> None:
-        if self.folder is None or distributed.rank() != 0:
+        if self.folder is None:
+            return
+        random: list[Any] = [streams.global_state()]
+        if distributed.world() > 1:
+            random = random * distributed.world()
+            dist.all_gather_object(random, streams.global_state())
+        if distributed.rank() != 0:
             return
         run = self.run
         self._saved_at = run.step
@@ -269,10 +335,19 @@ class Training:
             "masks": dict(run.masks),
             "rules": run.states,
             "step": run.step, "epoch": self._epoch, "batch": self._batch,
-            "best": self._best, "best_kept": self._best_kept,
+            "best": self._best, "best_kept": self._best_kept, "best_masks": dict(self.best_masks or {}),
             "metrics": self._metrics.size, "seconds": self.seconds(),
-            "random": streams.global_state(),
+            "random": random,
         })  # fmt: skip
+
+
+def _call_wrapped(model: nn.Module, inputs: Any) -> Any:
+    """As :func:`secateur.core.task.call`, but through wrappers: DDP and compiled networks must see the pass."""
+    if isinstance(inputs, Mapping):
+        output = model(**inputs)
+    else:
+        output = model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+    return getattr(output, "logits", output)
 
 
 @contextlib.contextmanager

@@ -8,12 +8,19 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
+from secateur.core.errors import ModelError
 from secateur.engine.recipe import TrainStep
 
 
 def make_optimizer(parameters: Iterable[nn.Parameter], step: TrainStep) -> torch.optim.Optimizer:
-    """The optimizer a training step asks for, over the parameters that can be trained."""
+    """The optimizer a training step asks for, over the parameters that can be trained.
+
+    Raises:
+        ModelError: when no parameter can be trained.
+    """
     chosen = [p for p in parameters if p.requires_grad]
+    if not chosen:
+        raise ModelError("no parameter of the network can be trained; set `requires_grad` of those you want to train.")
     if step.optimizer == "sgd":
         return torch.optim.SGD(chosen, step.lr, step.momentum, weight_decay=step.weight_decay, nesterov=step.nesterov)
     if step.optimizer == "rmsprop":
@@ -31,7 +38,7 @@ def rate(step: TrainStep, done: int, total: int, steps_per_epoch: int) -> float:
         total: optimizer steps in all.
         steps_per_epoch: optimizer steps in an epoch.
     """
-    warm = int(step.warmup * steps_per_epoch)
+    warm = round(step.warmup * steps_per_epoch)
     if done < warm:
         return step.lr * (done + 1) / warm
     progress = (done - warm) / max(1, total - warm)

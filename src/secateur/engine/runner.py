@@ -92,9 +92,9 @@ class Runner:
         """
         data = self.data()
         keys = self.recipe.keys(self._origin(data))
+        state = self._start(data)
         with _alone(self.out) if distributed.rank() == 0 else contextlib.nullcontext():
             self._write_run(keys)
-            state = self._start(data)
             for number, (step, key) in enumerate(zip(self.recipe.steps, keys, strict=True), 1):
                 folder = self.out / f"{number}-{step.do}-{key}"
                 state = self._step(number, step, key, folder, state, data)

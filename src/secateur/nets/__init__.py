@@ -41,18 +41,25 @@ def names() -> list[str]:
     return sorted(_FILE_OF)
 
 
-def build(name: str, input_shape: Sequence[int] | None = None, outputs: int | None = None, **options: Any) -> nn.Module:
+def build(
+    name: str, input_shape: Sequence[int] | None = None, data_outputs: int | None = None, /, **options: Any
+) -> nn.Module:
     """A network by name, on the CPU; its weights are drawn from torch's global generator.
+
+    The first three arguments go by position, so that an option can have any name.
+
+    >>> build("mlp", (1, 28, 28), 10, widths=(64, 32)).head
+    Linear(in_features=32, out_features=10, bias=True)
 
     Args:
         name: one of :func:`names`; or ``"package.module:function"``, a function or class of your own that gives
             an ``nn.Module``; or the path of a ``.pt2`` file from ``torch.export.save``.
         input_shape: shape of one example of the data: (channels, height, width) of images, (features,) or
             (tokens,). Sets ``channels``, ``size``, ``inputs`` or ``length`` where ``options`` do not.
-        outputs: classes of the data, or different tokens of text. Sets ``outputs``, or the ``vocab`` of a
+        data_outputs: classes of the data, or different tokens of text. Sets ``outputs``, or the ``vocab`` of a
             language model, where ``options`` do not.
-        options: arguments of the network's function. Your own function gets these, and ``input_shape`` and
-            ``outputs`` where it has arguments so named and the data tell them. A ``.pt2`` file takes none.
+        options: arguments of the network's function. Your own function gets these and nothing else. A ``.pt2``
+            file takes none.
 
     Raises:
         UsageError: for an unknown name or option, an option of the wrong type or out of range, or a network
@@ -66,11 +73,11 @@ def build(name: str, input_shape: Sequence[int] | None = None, outputs: int | No
         return importlib.import_module("secateur.nets.captured").load(name)
     fitting = importlib.import_module("secateur.nets.fitting")
     if ":" in name:
-        return fitting.call_own(name, input_shape, outputs, options)
+        return fitting.call_own(name, options)
     if name not in _FILE_OF:
         raise UsageError(
             f"no network is called {name!r}. {nearest(name, names())} "
             "Your own goes by 'package.module:function' or by the path of a .pt2 file."
         )
     function = getattr(importlib.import_module(f"secateur.nets.{_FILE_OF[name]}"), name)
-    return function(**fitting.arguments(name, function, input_shape, outputs, options))
+    return function(**fitting.arguments(name, function, input_shape, data_outputs, options))

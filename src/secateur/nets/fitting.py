@@ -6,7 +6,7 @@ import inspect
 import math
 import types
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from torch import nn
 
@@ -29,12 +29,10 @@ def arguments(
     _check_names(name, parameters, options)
     hints = get_type_hints(function)
     given = {key: _typed(name, key, value, hints[key]) for key, value in options.items()}
-    if shape is not None:
-        shape = tuple(_typed("the data", "input_shape", shape, tuple[int, ...]))
-    data = {} if shape is None else _from_shape(name, parameters, shape, given)
+    data = {} if shape is None else _from_shape(name, parameters, tuple(shape), given)
     if outputs is not None:
         # A language model without an argument `outputs` gives one logit for each token it knows.
-        data["outputs" if "outputs" in parameters else "vocab"] = _typed("the data", "outputs", outputs, int)
+        data["outputs" if "outputs" in parameters else "vocab"] = outputs
     _check_agreement(name, data, given)
     filled = {**data, **given}
     missing = [key for key, p in parameters.items() if p.default is p.empty and key not in filled]
@@ -45,7 +43,7 @@ def arguments(
     return filled
 
 
-def call_own(name: str, shape: Sequence[int] | None, outputs: int | None, options: Options) -> nn.Module:
+def call_own(name: str, options: Options) -> nn.Module:
     """What the user's own function gives.
 
     Raises:
@@ -55,21 +53,18 @@ def call_own(name: str, shape: Sequence[int] | None, outputs: int | None, option
     function = load_object(name)
     if isinstance(function, nn.Module) or not callable(function):
         raise UsageError(f"{name!r} is {_kind(function)}; name a function or class that builds the network.")
-    filled = dict(options)
     try:
         signature = inspect.signature(function)
     except ValueError:  # a builtin without a signature checks its own arguments
         signature = None
     if signature:
-        offered = {"input_shape": shape if shape is None else tuple(shape), "outputs": outputs}
-        filled |= {k: v for k, v in offered.items() if v is not None and k in signature.parameters and k not in options}
-        _check_own(name, signature, filled)
+        _check_own(name, signature, options)
     try:
-        model = function(**filled)
+        model = function(**options)
     except SecateurError:
         raise
     except Exception as error:
-        text = ", ".join(f"{key}={value!r}" for key, value in filled.items())
+        text = ", ".join(f"{key}={value!r}" for key, value in options.items())
         raise ModelError(f"{name}({text}) failed: {type(error).__name__}: {error}") from error
     if not isinstance(model, nn.Module):
         raise ModelError(f"{name!r} gave {_kind(model)}; it must return a torch.nn.Module.")
@@ -80,13 +75,13 @@ def _kind(thing: Any) -> str:
     return f"{'a class' if inspect.isclass(thing) else 'an object'} of type {type(thing).__name__}"
 
 
-def _check_own(name: str, signature: inspect.Signature, filled: Options) -> None:
+def _check_own(name: str, signature: inspect.Signature, options: Options) -> None:
     if not any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):
-        _check_names(name, signature.parameters, filled)
+        _check_names(name, signature.parameters, options)
     try:
-        signature.bind(**filled)
+        signature.bind(**options)
     except TypeError as error:
-        raise UsageError(f"{name!r} cannot be called with options {sorted(filled)}: {error}.") from error
+        raise UsageError(f"{name!r} cannot be called with options {sorted(options)}: {error}.") from error
 
 
 def _check_names(name: str, parameters: Mapping[str, inspect.Parameter], options: Options) -> None:
@@ -150,8 +145,6 @@ def _typed(name: str, key: str, value: Any, hint: Any) -> Any:
 def _converted(value: Any, hint: Any) -> Any:
     """``value`` as the annotation asks (lists become tuples, whole numbers floats), or ``_NO``."""
     kind, parts = get_origin(hint), get_args(hint)
-    if kind is Literal:
-        return value if isinstance(value, str) and value in parts else _NO
     if kind in (Union, types.UnionType):
         return next((found for part in parts if (found := _converted(value, part)) is not _NO), _NO)
     if kind is tuple:
@@ -169,8 +162,6 @@ def _converted(value: Any, hint: Any) -> Any:
 def _words(hint: Any) -> str:
     """What an annotation asks for, in words."""
     kind, parts = get_origin(hint), get_args(hint)
-    if kind is Literal:
-        return " or ".join(map(repr, parts))
     if kind in (Union, types.UnionType):
         return " or ".join(_words(part) for part in parts)
     if kind is tuple:

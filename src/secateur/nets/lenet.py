@@ -11,7 +11,7 @@ from secateur.nets.common import check_counts
 class LeNet5(nn.Module):
     """Two 5×5 convolutions with max pooling, one hidden layer: (N, C, size, size) → (N, outputs) logits."""
 
-    def __init__(self, channels: int, size: int, outputs: int, widths: tuple[int, int, int]) -> None:
+    def __init__(self, channels: int, size: int, outputs: int, widths: tuple[int, ...]) -> None:
         super().__init__()
         one, two, hidden = widths
         self.conv1 = nn.Conv2d(channels, one, 5)
@@ -35,9 +35,7 @@ def _side(size: int) -> int:
     return size
 
 
-def lenet5(
-    channels: int = 1, size: int = 28, outputs: int = 10, widths: tuple[int, int, int] = (20, 50, 500)
-) -> LeNet5:
+def lenet5(channels: int = 1, size: int = 28, outputs: int = 10, widths: tuple[int, ...] = (20, 50, 500)) -> LeNet5:
     """LeNet-5 in Caffe's form (one non-linearity, after ``fc1``): 431,080 parameters on MNIST.
 
     Args:

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from secateur.core.errors import UsageError
 from secateur.nets.common import check_counts, he_normal
-
-Shortcut = Literal["A", "B"]
-"""``"A"``: stride and zero channels, no parameters (the paper's choice). ``"B"``: a 1×1 convolution."""
 
 
 class PadShortcut(nn.Module):
@@ -32,7 +27,7 @@ class PadShortcut(nn.Module):
 class BasicBlock(nn.Module):
     """Two 3×3 convolutions beside a shortcut: (N, inputs, H, W) → (N, outputs, H / stride, W / stride)."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int, shortcut: Shortcut) -> None:
+    def __init__(self, inputs: int, outputs: int, stride: int, shortcut: str) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(outputs)
@@ -56,7 +51,7 @@ class BasicBlock(nn.Module):
 class CifarResNet(nn.Module):
     """Three stages of basic blocks of ``width``, 2·``width``, 4·``width`` channels: (N, C, H, W) → (N, outputs)."""
 
-    def __init__(self, blocks: int, width: int, channels: int, outputs: int, shortcut: Shortcut) -> None:
+    def __init__(self, blocks: int, width: int, channels: int, outputs: int, shortcut: str) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(channels, width, 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
@@ -74,13 +69,22 @@ class CifarResNet(nn.Module):
         return self.fc(x.mean((2, 3)))
 
 
-def _stage(blocks: int, inputs: int, outputs: int, stride: int, shortcut: Shortcut) -> nn.Sequential:
+def _stage(blocks: int, inputs: int, outputs: int, stride: int, shortcut: str) -> nn.Sequential:
     first = BasicBlock(inputs, outputs, stride, shortcut)
     return nn.Sequential(first, *(BasicBlock(outputs, outputs, 1, shortcut) for _ in range(blocks - 1)))
 
 
+def _resnet(name: str, depth: int, width: int, channels: int, outputs: int, shortcut: str) -> CifarResNet:
+    check_counts(name, depth=depth, width=width, channels=channels, outputs=outputs)
+    if depth < 8 or (depth - 2) % 6:
+        raise UsageError(f"{name}: depth={depth} is not of the form 6n + 2. Use 8, 14, 20, 32, 44, 56 or 110.")
+    if shortcut not in ("A", "B"):
+        raise UsageError(f"{name}: shortcut={shortcut!r} must be 'A' (zero padding) or 'B' (1×1 convolution).")
+    return CifarResNet((depth - 2) // 6, width, channels, outputs, shortcut)
+
+
 def resnet_cifar(
-    depth: int = 20, width: int = 16, channels: int = 3, outputs: int = 10, shortcut: Shortcut = "A"
+    depth: int = 20, width: int = 16, channels: int = 3, outputs: int = 10, shortcut: str = "A"
 ) -> CifarResNet:
     """ResNet for CIFAR of ``depth`` = 6n + 2 layers.
 
@@ -89,31 +93,25 @@ def resnet_cifar(
         width: channels of the first stage.
         channels: channels of the images.
         outputs: logits.
-        shortcut: what bridges a change of size, see :data:`Shortcut`.
+        shortcut: what bridges a change of size: ``"A"``, every second pixel and zero channels, without parameters
+            (the paper's choice); ``"B"``, a 1×1 convolution.
 
     Raises:
         UsageError: for a size below 1, another depth or another shortcut.
     """
-    check_counts("resnet_cifar", depth=depth, width=width, channels=channels, outputs=outputs)
-    if depth < 8 or (depth - 2) % 6:
-        raise UsageError(
-            f"resnet_cifar: depth={depth} is not of the form 6n + 2. Use 8, 14, 20, 26, 32, 44, 56 or 110."
-        )
-    if shortcut not in ("A", "B"):
-        raise UsageError(f"resnet_cifar: shortcut={shortcut!r} must be 'A' (zero padding) or 'B' (1×1 convolution).")
-    return CifarResNet((depth - 2) // 6, width, channels, outputs, shortcut)
+    return _resnet("resnet_cifar", depth, width, channels, outputs, shortcut)
 
 
-def resnet20(width: int = 16, channels: int = 3, outputs: int = 10, shortcut: Shortcut = "A") -> CifarResNet:
+def resnet20(width: int = 16, channels: int = 3, outputs: int = 10, shortcut: str = "A") -> CifarResNet:
     """ResNet-20: 0.27 M parameters and 41 M multiply-adds at 32×32; arguments and errors as :func:`resnet_cifar`."""
-    return resnet_cifar(20, width, channels, outputs, shortcut)
+    return _resnet("resnet20", 20, width, channels, outputs, shortcut)
 
 
-def resnet32(width: int = 16, channels: int = 3, outputs: int = 10, shortcut: Shortcut = "A") -> CifarResNet:
+def resnet32(width: int = 16, channels: int = 3, outputs: int = 10, shortcut: str = "A") -> CifarResNet:
     """ResNet-32: 0.46 M parameters and 69 M multiply-adds at 32×32; arguments and errors as :func:`resnet_cifar`."""
-    return resnet_cifar(32, width, channels, outputs, shortcut)
+    return _resnet("resnet32", 32, width, channels, outputs, shortcut)
 
 
-def resnet56(width: int = 16, channels: int = 3, outputs: int = 10, shortcut: Shortcut = "A") -> CifarResNet:
+def resnet56(width: int = 16, channels: int = 3, outputs: int = 10, shortcut: str = "A") -> CifarResNet:
     """ResNet-56: 0.85 M parameters and 125 M multiply-adds at 32×32; arguments and errors as :func:`resnet_cifar`."""
-    return resnet_cifar(56, width, channels, outputs, shortcut)
+    return _resnet("resnet56", 56, width, channels, outputs, shortcut)

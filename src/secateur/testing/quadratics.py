@@ -80,8 +80,13 @@ def dense(
     b = torch.zeros(len(h), dtype=torch.float64) if slope is None else torch.as_tensor(slope, dtype=torch.float64)
     w = torch.ones(len(h), dtype=torch.float64) if at is None else torch.as_tensor(at, dtype=torch.float64)
     if b.shape != h.shape[:1] or w.shape != h.shape[:1]:
-        raise UsageError(f"the Hessian is {len(h)} x {len(h)}, but slope has shape {tuple(b.shape)} and at {tuple(w.shape)}.")
-    data = [(torch.full((count, 1), scale, dtype=torch.float64), torch.zeros(count)) for count, scale in ((2, 1.5), (4, 0.75))]
+        raise UsageError(
+            f"the Hessian is {len(h)} x {len(h)}, but slope has shape {tuple(b.shape)} and at {tuple(w.shape)}."
+        )
+    data = [
+        (torch.full((count, 1), scale, dtype=torch.float64), torch.zeros(count))
+        for count, scale in ((2, 1.5), (4, 0.75))
+    ]
     return Task(Quadratic(h, b, w), _mean, data)
 
 

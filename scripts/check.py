@@ -1,0 +1,36 @@
+"""All checks, one after the other: style, imports, types, tests. `--lint` leaves the tests out."""
+
+from __future__ import annotations
+
+import pathlib
+import subprocess
+import sys
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+LINT = [
+    ["ruff", "check", "src", "tests", "benchmarks", "scripts"],
+    ["ruff", "format", "--check", "src", "tests", "benchmarks", "scripts"],
+    ["lint-imports"],
+    ["pyright"],
+    [sys.executable, "scripts/methods_page.py", "--check"],
+]
+TESTS = [[sys.executable, "-m", "pytest", "-n", "2", "-m", "not long"]]
+
+
+def main() -> int:
+    """Run the checks; stop at the first that fails."""
+    for command in LINT + ([] if "--lint" in sys.argv else TESTS):
+        began = time.perf_counter()
+        print(f"== {' '.join(command)}", flush=True)
+        done = subprocess.run(command, cwd=ROOT, check=False)
+        if done.returncode:
+            print(f"== failed: {' '.join(command)}", flush=True)
+            return done.returncode
+        print(f"== {time.perf_counter() - began:.1f} s", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,168 @@
+"""What a report is made of: plain data that the page, the terminal and the JSON file write each in their way."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
+
+Number = float | int
+Value = Number | str | None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One entry of a table.
+
+    Args:
+        value: what tables sort by and other programs read; None when unknown.
+        text: what people read, already rounded, with its unit.
+        low: lower end of the 95 % interval, in the unit of ``value``.
+        high: upper end of it.
+        span: the interval as text.
+    """
+
+    value: Value
+    text: str
+    low: Number | None = None
+    high: Number | None = None
+    span: str = ""
+
+
+EMPTY = Cell(None, "–")
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column: its heading, whether it holds numbers, and whether only the wide page has room for it."""
+
+    name: str
+    numeric: bool = False
+    wide: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of cells under columns; ``total`` is a last row that sorting leaves at the foot."""
+
+    caption: str
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    total: tuple[Cell, ...] = ()
+    sortable: bool = False
+
+
+@dataclass(frozen=True)
+class Series:
+    """A curve: points ``(x, y)`` in order; ``stepped`` holds a value until the next, ``dots`` marks every point."""
+
+    name: str
+    points: tuple[tuple[Number, Number], ...]
+    dots: bool = False
+    stepped: bool = False
+
+
+@dataclass(frozen=True)
+class Lines:
+    """A line chart.
+
+    Args:
+        title: what it shows.
+        x: what runs along the bottom, with its unit.
+        y: what runs up the side, with its unit.
+        series: the curves.
+        says: the same in one sentence, for those who cannot see it.
+        marks: positions on the x axis where something happened, and what.
+        low: lowest value of the y axis; from the points by default.
+        high: highest value of it.
+    """
+
+    title: str
+    x: str
+    y: str
+    series: tuple[Series, ...]
+    says: str
+    marks: tuple[tuple[Number, str], ...] = ()
+    low: Number | None = None
+    high: Number | None = None
+
+
+@dataclass(frozen=True)
+class Bars:
+    """A bar chart: one bar a name, from zero to ``values``; ``texts`` are the values as people read them."""
+
+    title: str
+    x: str
+    names: tuple[str, ...]
+    values: tuple[Number, ...]
+    texts: tuple[str, ...]
+    says: str
+    high: Number | None = None
+
+
+Chart = Lines | Bars
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One figure to be seen first: what it is, its value, what it is compared with, and how to take it."""
+
+    label: str
+    text: str
+    beside: str
+    tone: str = ""
+
+
+@dataclass(frozen=True)
+class Section:
+    """One part of a report.
+
+    Args:
+        title: its heading.
+        says: what a reader should take from it, in one sentence.
+        table: figures.
+        chart: a picture of them; several when they share an x axis.
+        source: names of the step folders the figures were read from.
+        more: further sentences.
+        tiles: figures to be seen first.
+        texts: pieces to be copied as they are: caption and content.
+    """
+
+    title: str
+    says: str
+    table: Table | None = None
+    chart: tuple[Chart, ...] = ()
+    source: tuple[str, ...] = ()
+    more: tuple[str, ...] = ()
+    tiles: tuple[Tile, ...] = ()
+    texts: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class Report:
+    """A whole report: its title, its sections in order, and what is missing and why."""
+
+    title: str
+    folder: str
+    sections: tuple[Section, ...]
+    notes: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values; NaN and infinity become strings, empty entries are left out."""
+        return {"format": "secateur.report/1", **{f.name: _plain(getattr(self, f.name)) for f in fields(self)}}
+
+
+def _plain(entry: Any) -> Any:
+    if is_dataclass(entry) and not isinstance(entry, type):
+        kind = {"kind": type(entry).__name__.lower()} if isinstance(entry, Lines | Bars) else {}
+        table = {f.name: getattr(entry, f.name) for f in fields(entry)}
+        return kind | {name: _plain(v) for name, v in table.items() if name in ("value", "text") or not _empty(v)}
+    if isinstance(entry, tuple | list):
+        return [_plain(item) for item in entry]
+    if isinstance(entry, float) and not math.isfinite(entry):
+        return str(entry)
+    return entry
+
+
+def _empty(value: Any) -> bool:
+    return value is None or value is False or value in ((), "")

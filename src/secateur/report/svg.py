@@ -1,0 +1,197 @@
+"""Line and bar charts as inline SVG. Colours come from the page's style sheet, so they follow light and dark."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from html import escape
+
+from secateur.report.numbers import number, shorten, tick
+from secateur.report.scale import Scale
+from secateur.report.sections import Bars, Chart, Lines, Number, Series
+
+WIDTH, HEIGHT = 480, 250
+LEFT, RIGHT, TOP, BOTTOM = 52, 22, 14, 40
+LABELS = 150
+PITCH = 17
+# Beyond so many bars names would no longer fit; the bars then stand upright and tell their names when pointed at.
+UPRIGHT = 40
+HOVERS = 48
+STYLES = 4
+
+
+def figure(chart: Chart) -> str:
+    """A chart with its caption, its legend and a text alternative."""
+    body = _lines(chart) if isinstance(chart, Lines) else _bars(chart)
+    legend = _legend(chart) if isinstance(chart, Lines) else ""
+    says = f"<p>{escape(chart.says)}</p>"
+    return f"<figure><figcaption><h3>{escape(chart.title)}</h3>{says}</figcaption>{legend}{body}</figure>"
+
+
+def _svg(height: Number, title: str, says: str, parts: Sequence[str]) -> str:
+    label = escape(f"{title}. {says}", quote=True)
+    return f'<svg viewBox="0 0 {WIDTH} {height:g}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
+
+
+def _text(x: Number, y: Number, text: str, kind: str = "", title: str = "") -> str:
+    more = f' class="{kind}"' if kind else ""
+    full = f"<title>{escape(title)}</title>" if title else ""
+    return f'<text x="{_at(x)}" y="{_at(y)}"{more}>{escape(text)}{full}</text>'
+
+
+def _line(x1: Number, y1: Number, x2: Number, y2: Number, kind: str) -> str:
+    return f'<line class="{kind}" x1="{_at(x1)}" y1="{_at(y1)}" x2="{_at(x2)}" y2="{_at(y2)}"/>'
+
+
+def _box(kind: str, x: Number, y: Number, width: Number, height: Number, title: str) -> str:
+    """A rectangle that tells its title when pointed at; never too thin to be seen."""
+    size = f'width="{_at(max(0.5, width))}" height="{_at(max(0.5, height))}"'
+    return f'<rect class="{kind}" x="{_at(x)}" y="{_at(y)}" {size}><title>{escape(title)}</title></rect>'
+
+
+def _at(place: Number) -> str:
+    return f"{place:.1f}".removesuffix(".0")
+
+
+def _legend(chart: Lines) -> str:
+    """What each curve is; drawn as the curves are, dashes included."""
+    swatches = []
+    for i, series in enumerate(chart.series):
+        dot = f'<circle class="dot s{i % STYLES}" cx="14" cy="5" r="3.5"/>'
+        line = f'<line class="curve s{i % STYLES}" x1="1" y1="5" x2="27" y2="5"/>'
+        swatches.append((dot if _loose(series) else line, series.name))
+    if chart.marks:
+        swatches.append(('<line class="mark" x1="14" y1="0" x2="14" y2="10"/>', "pruning step"))
+    entries = (f'<li><svg viewBox="0 0 28 10" aria-hidden="true">{s}</svg>{escape(name)}</li>' for s, name in swatches)
+    return f'<ul class="legend">{"".join(entries)}</ul>'
+
+
+def _loose(series: Series) -> bool:
+    """Whether a series is points without a line: those that lie on another curve."""
+    return series.name == "pruning"
+
+
+def _lines(chart: Lines) -> str:
+    points = [p for s in chart.series for p in s.points]
+    xs = [x for x, _ in points] + [x for x, _ in chart.marks]
+    low, high = min(xs), max(xs)
+    if low > 0 and low < 0.1 * high:
+        low = 0.0
+    across = Scale(low - (low == high) * 0.5, high + (low == high) * 0.5, LEFT, WIDTH - RIGHT)
+    up = Scale.over([y for _, y in points], HEIGHT - BOTTOM, TOP, chart.low, chart.high)
+    parts = [*_frame(across, up, chart.x, chart.y + (", logarithmic" if up.log else "")), *_marks(chart, across)]
+    for i, series in enumerate(chart.series):
+        parts += _curve(series, i % STYLES, across, up)
+    return _svg(HEIGHT, chart.title, chart.says, [*parts, *_hovers(chart, across)])
+
+
+def _frame(across: Scale, up: Scale, x: str, y: str) -> list[str]:
+    parts = []
+    for value in up.ticks():
+        place = up(value)
+        parts += [_line(LEFT, place, WIDTH - RIGHT, place, "grid"), _text(LEFT - 6, place + 4, tick(value), "end")]
+    for value in across.ticks():
+        place = across(value)
+        parts += [
+            _line(place, HEIGHT - BOTTOM, place, HEIGHT - BOTTOM + 4, "axis"),
+            _text(place, HEIGHT - BOTTOM + 16, tick(value), "mid"),
+        ]
+    parts.append(_line(LEFT, HEIGHT - BOTTOM, WIDTH - RIGHT, HEIGHT - BOTTOM, "axis"))
+    parts.append(_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 5, x, "mid"))
+    return [
+        *parts,
+        f'<text transform="translate(11 {(HEIGHT - BOTTOM + TOP) / 2:g}) rotate(-90)" class="mid">{escape(y)}</text>',
+    ]
+
+
+def _marks(chart: Lines, across: Scale) -> list[str]:
+    parts = []
+    for x, what in chart.marks:
+        place = across(x)
+        parts.append(_line(place, TOP, place, HEIGHT - BOTTOM, "mark"))
+        if len(chart.marks) <= 6:
+            parts.append(
+                _text(place + 3, TOP - 4, what.partition(":")[0], "small end" if place > WIDTH - 70 else "small")
+            )
+    return parts
+
+
+def _curve(series: Series, style: int, across: Scale, up: Scale) -> list[str]:
+    places = [(across(x), up(y)) for x, y in series.points]
+    parts = []
+    if len(places) > 1 and not _loose(series):
+        parts.append(f'<path class="curve s{style}" d="{_path(places, series.stepped)}"/>')
+    if series.dots or len(places) == 1:
+        radius = 3 if len(places) <= 30 else 2
+        parts += [f'<circle class="dot s{style}" cx="{_at(x)}" cy="{_at(y)}" r="{radius}"/>' for x, y in places]
+    return parts
+
+
+def _path(places: Sequence[tuple[Number, Number]], stepped: bool) -> str:
+    words, before = [], None
+    for x, y in places:
+        if before is None:
+            words.append(f"M{_at(x)} {_at(y)}")
+        elif stepped:
+            words += [f"H{_at(x)}", *([f"V{_at(y)}"] if y != before else [])]
+        else:
+            words.append(f"L{_at(x)} {_at(y)}")
+        before = y
+    return "".join(words)
+
+
+def _hovers(chart: Lines, across: Scale) -> list[str]:
+    """Invisible strips that tell the figures under the pointer."""
+    xs = sorted({x for s in chart.series for x, _ in s.points} | {x for x, _ in chart.marks})
+    every = -(-len(xs) // HOVERS)
+    chosen = xs[::every]
+    parts = []
+    for i, x in enumerate(chosen):
+        left = across.start if i == 0 else across((chosen[i - 1] + x) / 2)
+        right = across.end if i + 1 == len(chosen) else across((x + chosen[i + 1]) / 2)
+        upto = chosen[i + 1] if i + 1 < len(chosen) else math.inf
+        told = [f"{chart.x} {number(x, 6).removesuffix('.00000')}" if x % 1 else f"{chart.x} {x:,.0f}"]
+        for series in chart.series:
+            found = [y for at, y in series.points if x <= at < upto]
+            told += [f"{series.name} {number(found[0])}"] if found and not _loose(series) else []
+        told += [what for at, what in chart.marks if x <= at < upto]
+        parts.append(_box("hover", left, TOP, right - left, HEIGHT - TOP - BOTTOM, "\n".join(told)))
+    return parts
+
+
+def _bars(chart: Bars) -> str:
+    return _upright(chart) if len(chart.names) > UPRIGHT else _lying(chart)
+
+
+def _lying(chart: Bars) -> str:
+    bottom = TOP + PITCH * len(chart.names)
+    across = _bar_scale(chart, LABELS + 8, WIDTH - 68)
+    parts = [_line(across(v), TOP, across(v), bottom, "grid") for v in across.ticks()]
+    parts += [_text(across(v), bottom + 14, tick(v), "mid") for v in across.ticks()]
+    zero = across(0)
+    for i, (name, value, text) in enumerate(zip(chart.names, chart.values, chart.texts, strict=True)):
+        y = TOP + PITCH * i
+        left, right = sorted((zero, across(value)))
+        parts.append(_text(LABELS, y + 12, shorten(name, 23), "end mono", name if len(name) > 23 else ""))
+        parts.append(_box("bar", left, y + 2, right - left, PITCH - 5, f"{shorten(name, 80)}: {text}"))
+        parts.append(_text(right + 5, y + 12, text, "small"))
+    parts.append(_line(zero, TOP, zero, bottom, "axis"))
+    parts.append(_text((LABELS + WIDTH - 60) / 2, bottom + 30, chart.x, "mid"))
+    return _svg(bottom + 36, chart.title, chart.says, parts)
+
+
+def _upright(chart: Bars) -> str:
+    up = _bar_scale(chart, HEIGHT - BOTTOM, TOP)
+    across = Scale(0.5, len(chart.names) + 0.5, LEFT, WIDTH - RIGHT)
+    parts = _frame(across, up, "tensor, in the order of the network", chart.x)
+    width = (WIDTH - RIGHT - LEFT) / len(chart.names)
+    for i, (name, value, text) in enumerate(zip(chart.names, chart.values, chart.texts, strict=True), 1):
+        top, foot = sorted((up(value), up(0)))
+        label = f"{i}. {shorten(name, 80)}: {text}"
+        parts.append(_box("bar", across(i) - 0.4 * width, top, 0.8 * width, foot - top, label))
+    return _svg(HEIGHT, chart.title, chart.says, parts)
+
+
+def _bar_scale(chart: Bars, start: Number, end: Number) -> Scale:
+    values = [*chart.values, 0.0]
+    return Scale(min(values), chart.high if chart.high is not None else max(values) or 1.0, start, end)
