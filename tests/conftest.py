@@ -24,4 +24,6 @@ def data_dir() -> pathlib.Path:
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Decoded data sets are cached for the test session only."""
-    monkeypatch.setenv("SECATEUR_CACHE", str(tmp_path_factory.getbasetemp().parent / "secateur-cache"))
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
+    monkeypatch.setenv("SECATEUR_CACHE", str(shared / "secateur-cache"))

@@ -13,7 +13,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SOURCE)))
 def test_file_keeps_the_rules(path):
-    """No assert, no swallowed exceptions, no global randomness outside streams, files and functions of a readable size."""
+    """No assert, no swallowed exceptions, no global randomness outside streams, and readable sizes."""
     text = path.read_text(encoding="utf-8")
     tree = ast.parse(text)
     code_lines = [line for line in text.splitlines() if line.strip() and not line.strip().startswith("#")]

@@ -2,7 +2,6 @@
 
 import json
 import os
-
 import resource
 import signal
 import subprocess
@@ -194,7 +193,9 @@ def test_bad_weights(call, dense, tmp_path, change, says):
     """Weights that are not finite or do not fit the network."""
     path = weights_of(dense, tmp_path, change)
 
-    code, out, err = call("prune", path, "--net", "mlp", "--data", "digits", "-s", "model.widths=[16, 12]", "-o", tmp_path / "o")
+    code, out, err = call(
+        "prune", path, "--net", "mlp", "--data", "digits", "-s", "model.widths=[16, 12]", "-o", tmp_path / "o"
+    )
 
     assert code == 2, err
     assert says in err and "Traceback" not in err
@@ -296,5 +297,3 @@ def test_a_bug_is_exit_code_one(call, monkeypatch, tmp_path):
 
     assert code in (1, 2)
     assert "inside" in err
-
-

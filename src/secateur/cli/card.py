@@ -24,7 +24,14 @@ def card_of(socket: str, name: str) -> dict[str, Any]:
         for f in dataclasses.fields(kind)  # type: ignore[arg-type]
     ]
     paper = dataclasses.asdict(kind.paper) if hasattr(kind, "paper") else None
-    return {"name": name, "socket": socket, "about": inspect.getdoc(kind) or "", "needs": sorted(kind.needs), "options": fields, "paper": paper}
+    return {
+        "name": name,
+        "socket": socket,
+        "about": inspect.getdoc(kind) or "",
+        "needs": sorted(kind.needs),
+        "options": fields,
+        "paper": paper,
+    }
 
 
 def show(card: dict[str, Any]) -> None:

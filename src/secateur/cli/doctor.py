@@ -22,7 +22,8 @@ def run(request: argparse.Namespace) -> int:
         dump(findings)
     else:
         for row in findings["tensors"]:
-            print(f"{row['name']:<40} {row['shape']!s:<18} zeros {row['zeros']:>10,} of {row['numel']:>10,} ({row['share']:.2%})")
+            zeros = f"zeros {row['zeros']:>10,} of {row['numel']:>10,} ({row['share']:.2%})"
+            print(f"{row['name']:<40} {row['shape']!s:<18} {zeros}")
         for finding in findings["findings"]:
             print(f"\n{finding['what']}\n  do: {finding['cure']}")
         if not findings["findings"]:

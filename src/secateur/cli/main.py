@@ -18,7 +18,9 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> None:  # type: ignore[override]
         if "invalid choice" in message and len(message.split("'")) > 1:
-            message = f"there is no verb {message.split(chr(39))[1]!r}. {nearest(message.split(chr(39))[1], verbs.VERBS)}"
+            message = (
+                f"there is no verb {message.split(chr(39))[1]!r}. {nearest(message.split(chr(39))[1], verbs.VERBS)}"
+            )
         raise UsageError(f"{message} See `{self.prog} --help`.")
 
 

@@ -3,9 +3,9 @@
 import argparse
 import ast
 import importlib.util
+import json
 from pathlib import Path
 
-from secateur.cli.request import dump
 from secateur.core.errors import UsageError, nearest
 from secateur.core.sockets import SOCKETS, names
 
@@ -15,7 +15,7 @@ def run(request: argparse.Namespace) -> int:
     listed = {socket: {name: _first_line(socket, name) for name in names(socket)} for socket in SOCKETS}
     if request.name is None:
         if request.json:
-            dump(listed)
+            print(json.dumps(listed, indent=2))
             return 0
         for socket, methods in listed.items():
             print(socket)
@@ -30,7 +30,7 @@ def run(request: argparse.Namespace) -> int:
         every = [name for methods in listed.values() for name in methods]
         raise UsageError(f"no method is called {request.name!r}. {nearest(request.name, every)}")
     card = card_of(found[0] if found else "", request.name)
-    dump(card) if request.json else show(card)
+    print(json.dumps(card, indent=2)) if request.json else show(card)
     return 0
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from secateur.core.errors import FileError, UsageError
-from secateur.core.sockets import SOCKETS
 from secateur.engine.binding import set_option
 from secateur.engine.recipe import Recipe, read_recipe
 
@@ -99,8 +98,3 @@ def execute(request: argparse.Namespace, table: dict[str, Any], out: Path) -> in
 def dump(thing: Any) -> None:
     """Print JSON."""
     print(json.dumps(thing, indent=2, ensure_ascii=False))
-
-
-def kinds() -> list[str]:
-    """The sockets with methods."""
-    return list(SOCKETS)

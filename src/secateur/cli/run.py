@@ -14,7 +14,9 @@ def run(request: argparse.Namespace) -> int:
     table = read_recipe(path)
     for setting in request.settings:
         if setting.split(".")[0].split("=")[0] not in ("model", "data", "step", "seed"):
-            raise UsageError(f"`-s {setting}`: in a recipe, begin with model, data, seed or step.N, for example `step.1.lr=0.05`.")
+            raise UsageError(
+                f"`-s {setting}`: in a recipe, begin with model, data, seed or step.N, for example `step.1.lr=0.05`."
+            )
     settle(table, request.settings)
     request.out = request.out or str(Path("runs") / path.stem)
     return execute(request, table, Path(request.out))

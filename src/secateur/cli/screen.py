@@ -15,7 +15,8 @@ from secateur.core.files import read_json
 from secateur.engine import distributed
 from secateur.engine.cutting import plan as make_plan
 from secateur.engine.recipe import PruneStep
-from secateur.engine.runner import Listener, Runner
+from secateur.engine.runner import Runner
+from secateur.engine.start import Listener
 from secateur.engine.trackers import tracker
 
 
@@ -48,7 +49,7 @@ class Screen(Listener):
         self._task = self.bar.add_task(f"{number} {step.do}", total=steps, figures="")
         self.other.begin(number, step, folder, steps)
 
-    def figures(self, figures: Mapping[str, float]) -> None:
+    def figures(self, figures: Mapping[str, int | float]) -> None:
         """Move the bar."""
         self._shown |= {k: v for k, v in figures.items() if k in ("train/loss", "test/accuracy", "sparsity")}
         words = {"train/loss": "loss {:.3f}", "test/accuracy": "accuracy {:.2f} %", "sparsity": "sparsity {:.3f}"}
@@ -69,7 +70,9 @@ class Screen(Listener):
             )
         else:
             text = "measured"
-        self.console.print(f"[bold]{number} {step.do:<8}[/bold]{text}{'   (done before)' if skipped else ''}", highlight=False)
+        self.console.print(
+            f"[bold]{number} {step.do:<8}[/bold]{text}{'   (done before)' if skipped else ''}", highlight=False
+        )
         self.other.end(number, step, card, skipped)
 
     def say(self, text: str) -> None:
@@ -115,6 +118,6 @@ def result(out: Path, as_json: bool) -> None:
     if as_json:
         return dump({"folder": str(out), "report": str(page), **read_json(page.with_suffix(".json"))})
     console = Console()
-    show(out, console)
-    console.print(f"folder {out}   page {page}", soft_wrap=True, highlight=False)
+    show(out, console, brief=True)
+    console.print(f"\nfolder {out}   page {page}", soft_wrap=True, highlight=False, markup=False)
     return None

@@ -50,17 +50,25 @@ def _train(p: argparse.ArgumentParser) -> None:
     p.add_argument("--net", metavar="NAME", help="a network of secateur.nets, module:function, or a .pt2 file")
     p.add_argument("--epochs", type=int, metavar="N", help="passes over the training data (default 10)")
     p.add_argument("--lr", type=float, metavar="X", help="highest learning rate (default 0.1)")
-    p.add_argument("--rule", action="append", default=[], metavar="NAME", help="a rule such as distill; may be repeated")
+    p.add_argument(
+        "--rule", action="append", default=[], metavar="NAME", help="a rule such as distill; may be repeated"
+    )
     _shared(p)
 
 
 def _prune(p: argparse.ArgumentParser) -> None:
     p.add_argument("start", metavar="FOLDER", help="a run folder or .safetensors file (then with --net)")
-    p.add_argument("--to", default=None, metavar="TARGET", help='such as "params 5%%", "sparsity 0.9", "macs 0.5x", "2:4"')
-    p.add_argument("--criterion", "--score", default=None, metavar="NAME", help="which weights matter (default magnitude)")
+    p.add_argument(
+        "--to", default=None, metavar="TARGET", help='such as "params 5%%", "sparsity 0.9", "macs 0.5x", "2:4"'
+    )
+    p.add_argument(
+        "--criterion", "--score", default=None, metavar="NAME", help="which weights matter (default magnitude)"
+    )
     p.add_argument("--allocation", default=None, metavar="NAME", help="global (default), uniform, erk, lamp or by-cost")
     p.add_argument("--pattern", default=None, metavar="NAME", help="unstructured (default), nm, block or unit")
-    p.add_argument("--epochs", type=int, default=0, metavar="N", help="prune step by step while training (default: once)")
+    p.add_argument(
+        "--epochs", type=int, default=0, metavar="N", help="prune step by step while training (default: once)"
+    )
     p.add_argument("--lr", type=float, metavar="X", help="highest learning rate, with --epochs (default 0.1)")
     p.add_argument("--net", metavar="NAME", help="the network of a .safetensors file")
     p.add_argument("--only", action="append", default=[], metavar="GLOB", help="prune only these tensors")

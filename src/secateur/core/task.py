@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from secateur.core.errors import DataError, ModelError
 from secateur.core.names import Named, parameters, unwrap
@@ -81,6 +82,7 @@ class Task:
             count += n
         return total / count
 
+    @torch.enable_grad()
     def gradients(self, at: Named | None = None, statistics: Statistics = "running") -> Named:
         """Gradient of the mean loss over all of the data; every example weighs the same.
 
@@ -101,15 +103,17 @@ class Task:
         # fresh memory, since autograd may return one tensor for two parameters; half types add up in float32
         sums = [torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32)) for p in points.values()]
         total = 0
-        for inputs, target, n in self.batches():
-            value = self.loss_at((inputs, target), points, statistics)
-            check_loss(value)
-            slopes = torch.autograd.grad(value, list(points.values()), allow_unused=True, materialize_grads=True)
-            torch._foreach_add_(sums, list(slopes), alpha=n)
-            total += n
+        with frozen(self.model):  # once, not for every batch
+            for inputs, target, n in self.batches():
+                value = self.loss_at((inputs, target), points, statistics)
+                check_loss(value)
+                slopes = torch.autograd.grad(value, list(points.values()), allow_unused=True, materialize_grads=True)
+                torch._foreach_add_(sums, list(slopes), alpha=n)
+                total += n
         torch._foreach_div_(sums, float(total))
         return {name: g.to(p.dtype) for (name, p), g in zip(points.items(), sums, strict=True)}
 
+    @torch.enable_grad()
     def taylor(self, direction: Named) -> tuple[float, float]:
         """First and second order change of the mean loss along ``direction``: ``(g·d, d·Hd / 2)``.
 
@@ -123,7 +127,8 @@ class Task:
         first = second = 0.0
         total = 0
         for inputs, target, n in self.batches():
-            value = self.loss_at((inputs, target), points)
+            with sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative
+                value = self.loss_at((inputs, target), points)
             slopes = torch.autograd.grad(value, list(points.values()), create_graph=True, materialize_grads=True)
             slope = torch.stack([(g * d).sum() for g, d in zip(slopes, along, strict=True)]).sum()
             first += slope.item() * n
@@ -191,18 +196,19 @@ class Task:
 def call(model: nn.Module, inputs: Any, at: Named | None = None) -> Any:
     """The network's output for one batch of inputs; Hugging Face outputs give their ``logits``."""
     model = unwrap(model)
-    args, kwargs = (
-        ((), dict(inputs)) if isinstance(inputs, Mapping) else (inputs if isinstance(inputs, tuple) else (inputs,), {})
-    )
+    args, kwargs = ((), dict(inputs)) if isinstance(inputs, Mapping) else ((inputs,), {})
+    if isinstance(inputs, tuple | list):
+        args = tuple(inputs)
     output = functional_call(model, _original(model, at), args, kwargs) if at else model(*args, **kwargs)
     return getattr(output, "logits", output)
 
 
 def _original(model: nn.Module, at: Named) -> Named:
     """Plain names back to the names behind parametrizations."""
-    real = {name: name for name in (*dict(model.named_parameters()), *dict(model.named_buffers()))}
+    if not any("parametrizations" in module._modules for module in model.modules()):  # looking up names costs time
+        return at
     by_plain = dict(zip(parameters(model), (n for n, _ in model.named_parameters()), strict=True))
-    return {by_plain.get(name, real.get(name, name)): value for name, value in at.items()}
+    return {by_plain.get(name, name): value for name, value in at.items()}
 
 
 @contextlib.contextmanager
@@ -212,7 +218,8 @@ def frozen(model: nn.Module, statistics: Statistics = "running") -> Iterator[Nam
     modes = {module: module.training for module in model.modules()}
     buffers: Named = {}
     try:
-        model.eval()
+        if any(modes.values()):
+            model.eval()
         if statistics != "running":
             for name, module in model.named_modules():
                 if isinstance(module, nn.modules.batchnorm._NormBase) and module.track_running_stats:
@@ -224,7 +231,8 @@ def frozen(model: nn.Module, statistics: Statistics = "running") -> Iterator[Nam
         yield buffers
     finally:
         for module, mode in modes.items():
-            module.training = mode
+            if module.training != mode:  # setting an attribute of a module is slow
+                module.training = mode
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -240,6 +248,8 @@ def to(thing: Any, where: torch.device) -> Any:
         return thing.to(where, non_blocking=True)
     if isinstance(thing, Mapping):
         return {key: to(value, where) for key, value in thing.items()}
+    if isinstance(thing, tuple) and hasattr(thing, "_fields"):
+        return type(thing)(*(to(value, where) for value in thing))
     if isinstance(thing, tuple | list):
         return type(thing)(to(value, where) for value in thing)
     return thing

@@ -1,10 +1,11 @@
 """Runs recipes: the only place that changes networks and writes folders."""
 
 from secateur.engine.api import load, save, train
-from secateur.engine.folder import Artefact
 from secateur.engine.cutting import Cut, Forecast, Plan, plan, prune
+from secateur.engine.folder import Artefact
 from secateur.engine.recipe import Recipe, TrainStep
-from secateur.engine.runner import Listener, Runner
+from secateur.engine.runner import Runner
+from secateur.engine.start import Listener
 
 __all__ = [
     "Artefact", "Cut", "Forecast", "Listener", "Plan", "Recipe", "Runner", "TrainStep",

@@ -17,7 +17,8 @@ from secateur.core.prunable import coverage
 from secateur.core.sockets import Rule
 from secateur.core.task import Batch, Task
 from secateur.engine.binding import bind
-from secateur.engine.folder import Artefact, load_state, save as save_folder, structure_of
+from secateur.engine.folder import Artefact, load_state, structure_of
+from secateur.engine.folder import save as save_folder
 from secateur.engine.loop import Training, needs_teacher
 from secateur.engine.recipe import TrainStep
 
@@ -34,7 +35,9 @@ class Batches:
 
     def __init__(self, data: Iterable[Batch]) -> None:
         if iter(data) is data or not hasattr(data, "__len__"):
-            raise DataError("training reads the data once an epoch; pass a list of batches or a DataLoader, not an iterator.")
+            raise DataError(
+                "training reads the data once an epoch; pass a list of batches or a DataLoader, not an iterator."
+            )
         if not len(data):  # type: ignore[arg-type]
             raise DataError("the training data holds no batch; pass at least one (inputs, target).")
         self.data = data
@@ -90,8 +93,13 @@ def train(
     if needs_teacher(step.rules) and teacher is None:
         teacher = copy.deepcopy(unwrap(model)).eval().requires_grad_(False)
 
+    taken: list[Batch] = []  # read once: a shuffling loader would give another sample each time
+
     def sample(count: int, net: nn.Module) -> Task:
-        taken: list[Batch] = []
+        seen = sum(len(batch[1]) for batch in taken)
+        if seen >= count:
+            return Task(net, loss or CrossEntropy(), taken)
+        taken.clear()
         seen = 0
         for batch in loader.epoch(0):
             taken.append(batch)
@@ -107,7 +115,9 @@ def train(
     return training.fit()
 
 
-def save(folder: str | Path, model: nn.Module, masks: Masks | None = None, notes: dict[str, Any] | None = None) -> Artefact:
+def save(
+    folder: str | Path, model: nn.Module, masks: Masks | None = None, notes: dict[str, Any] | None = None
+) -> Artefact:
     """Write a network of your own as a folder that loads anywhere, and read it back to be sure.
 
     Args:
@@ -124,7 +134,14 @@ def save(folder: str | Path, model: nn.Module, masks: Masks | None = None, notes
     kind = type(unwrap(model))
     about = {"use": f"{kind.__module__}:{kind.__qualname__}", "options": {}, "input_shape": None, "outputs": None}
     counts = {name: [int(mask.sum()), mask.numel()] for name, mask in masks.items()}
-    card = {"do": "save", "kept": masks.kept, "total": masks.total, "sparsity": masks.sparsity, "counts": counts, **(notes or {})}
+    card = {
+        "do": "save",
+        "kept": masks.kept,
+        "total": masks.total,
+        "sparsity": masks.sparsity,
+        "counts": counts,
+        **(notes or {}),
+    }
     left = {n: why for n, why in coverage(model).left_alone.items() if n not in masks}
     return save_folder(Path(folder), model, masks, structure_of(model, about, left), "# saved from Python\n", card)
 
@@ -147,4 +164,3 @@ def load(folder: str | Path, model: nn.Module | None = None) -> tuple[nn.Module,
     masks = masks.to(next(unwrap(model).parameters()).device)
     masks.check(model)
     return model, masks
-

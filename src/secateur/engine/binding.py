@@ -7,6 +7,7 @@ whose other keys are the fields of that dataclass (``criterion = { use = "random
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import types
 import typing
@@ -90,10 +91,10 @@ def _union(args: tuple[Any, ...], value: Any, where: str) -> Any:
 def _instance(hint: type, value: Any, where: str) -> Any:
     for base, table in _CLOSED.items():
         if issubclass(hint, base):
-            return _chosen(base, lambda name: _from_table(table, name, where, base), value, where)
+            return _chosen(base, functools.partial(_from_table, table, where, base), value, where)
     for base, socket in _OPEN.items():
         if issubclass(hint, base):
-            return _chosen(base, lambda name: find(socket, name), value, where)
+            return _chosen(base, functools.partial(find, socket), value, where)
     if dataclasses.is_dataclass(hint):
         return value if isinstance(value, hint) else bind(hint, value, where)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
@@ -106,7 +107,7 @@ def _instance(hint: type, value: Any, where: str) -> Any:
     return value
 
 
-def _from_table(table: dict[str, type], name: str, where: str, base: type) -> type:
+def _from_table(table: dict[str, type], where: str, base: type, name: str) -> type:
     if ":" in name:
         return load_object(name)
     if name not in table:
@@ -120,7 +121,7 @@ def _chosen(base: type, look_up: Any, value: Any, where: str) -> Any:
     if isinstance(value, str):
         value = {"use": value}
     if not isinstance(value, Mapping) or not isinstance(value.get("use"), str):
-        raise UsageError(f"{where} is {value!r}; give a name, or a table with `use = \"name\"` and its options.")
+        raise UsageError(f'{where} is {value!r}; give a name, or a table with `use = "name"` and its options.')
     kind = look_up(value["use"])
     return bind(kind, {key: entry for key, entry in value.items() if key != "use"}, where)
 
@@ -180,7 +181,9 @@ def set_option(table: dict[str, Any], path: str, text: str) -> None:
             raise UsageError(f"`-s {path}`: {'.'.join(parts[: i + 1])!r} is {inner!r}, not a table.")
         here = inner
     if isinstance(here, list):
-        raise UsageError(f"`-s {path}`: name an option of one entry, for example `{'.'.join(parts[:-1])}.1.{parts[-1]}`.")
+        raise UsageError(
+            f"`-s {path}`: name an option of one entry, for example `{'.'.join(parts[:-1])}.1.{parts[-1]}`."
+        )
     here[parts[-1]] = parse_value(text)
 
 

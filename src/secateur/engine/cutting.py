@@ -78,8 +78,13 @@ class Plan:
     def __str__(self) -> str:
         """A table: one row a tensor, then the totals and what is left alone."""
         width = max(len(name) for name in self.counts)
-        rows = [f"{name:<{width}}  {kept:>11,} of {total:>11,}  {kept / total:7.2%}" for name, (kept, total) in self.counts.items()]
-        rows.append(f"{'all':<{width}}  {self.masks.kept:>11,} of {self.masks.total:>11,}  {1 - self.masks.sparsity:7.2%}")
+        rows = [
+            f"{name:<{width}}  {kept:>11,} of {total:>11,}  {kept / total:7.2%}"
+            for name, (kept, total) in self.counts.items()
+        ]
+        rows.append(
+            f"{'all':<{width}}  {self.masks.kept:>11,} of {self.masks.total:>11,}  {1 - self.masks.sparsity:7.2%}"
+        )
         if self.forecast is not None:
             rows.append(f"forecast: the loss rises by {self.forecast.rise:.4g} from {self.forecast.before:.4g}")
         rows += [f"left alone: {name} ({why})" for name, why in self.left_alone.items()]
@@ -145,13 +150,21 @@ def plan(
     return Plan(masks, counts, found.left_alone, target, guess, costs)
 
 
-def prune(task: Task, plan_or_to: Plan | str = "sparsity 0.9", *, optimizer: Optimizer | None = None, also: Sequence[nn.Module] = (), **options: Any) -> Cut:
+def prune(
+    task: Task,
+    plan_or_to: Plan | str = "sparsity 0.9",
+    *,
+    optimizer: Optimizer | None = None,
+    also: Sequence[nn.Module] = (),
+    **options: Any,
+) -> Cut:
     """Prune the task's network in place: pruned weights become zero and stay zero in training.
 
     Args:
         task: network, loss and data.
         plan_or_to: a plan, or the target of one.
-        optimizer: the optimizer that will go on training; its state is cleared where weights go, and hooks keep the zeros.
+        optimizer: the optimizer that will go on training; its state is cleared where weights go, and hooks keep
+            the zeros.
         also: averaged copies (EMA) to prune along.
         **options: as for :func:`plan`, when a target is given.
 
@@ -181,7 +194,12 @@ def _pattern(target: Target, pattern: Pattern | None) -> Pattern:
 
 
 def keep_of(
-    target: Target, scores: Named, pattern: Pattern, allocation: Allocation, costs: Mapping[str, int], by_cost: Mapping[str, float]
+    target: Target,
+    scores: Named,
+    pattern: Pattern,
+    allocation: Allocation,
+    costs: Mapping[str, int],
+    by_cost: Mapping[str, float],
 ) -> int:
     """The number of weights to keep that a target means.
 
@@ -224,7 +242,9 @@ def keep_of(
 
 def _forecast(task: Task, masks: Masks) -> Forecast:
     every = task.params()
-    direction: dict[str, Tensor] = {name: torch.where(mask, 0.0, -every[name].detach()).to(every[name].dtype) for name, mask in masks.items()}
+    direction: dict[str, Tensor] = {
+        name: torch.where(mask, 0.0, -every[name].detach()).to(every[name].dtype) for name, mask in masks.items()
+    }
     before = task.mean_loss()
     try:
         slope, curvature = task.taylor(direction)

@@ -113,7 +113,7 @@ def _leftovers(state: dict[str, Tensor]) -> list[dict[str, str]]:
         if name.endswith("_orig") and f"{name.removesuffix('_orig')}_mask" in state:
             plain = name.removesuffix("_orig")
             found.append({
-                "what": f"`{name}` and `{plain}_mask` are leftovers of torch.nn.utils.prune: the zeros are not in the weights",
+                "what": f"`{name}` and `{plain}_mask` are leftovers of torch.nn.utils.prune: the weights hold no zeros",
                 "cure": f"call `prune.remove(module, {plain.rpartition('.')[2]!r})` before saving",
             })  # fmt: skip
     return found

@@ -104,7 +104,11 @@ def resolve(path: Path) -> Path:
     finished = sorted((p for p in path.iterdir() if (p / CARD).is_file() and (p / WEIGHTS).is_file()), key=_order)
     if not finished:
         unfinished = [p.name for p in path.iterdir() if (p / "state.pt").is_file()]
-        why = f"step {unfinished[0]} is unfinished: run the same command again to go on" if unfinished else "no step in it is finished"
+        why = (
+            f"step {unfinished[0]} is unfinished: run the same command again to go on"
+            if unfinished
+            else "no step in it is finished"
+        )
         raise FileError(f"{path} holds no network: {why}.")
     return finished[-1]
 
@@ -124,12 +128,15 @@ def load_state(net: nn.Module, state: Mapping[str, Tensor], origin: str) -> None
     leftovers = [name for name in unknown if name.endswith(("_orig", "_mask"))]
     if leftovers:
         raise FileError(
-            f"{origin} holds leftovers of torch.nn.utils.prune (`{leftovers[0]}`). Call `prune.remove(module, name)` for "
-            "each pruned tensor and save again; `secateur doctor` lists them."
+            f"{origin} holds leftovers of torch.nn.utils.prune (`{leftovers[0]}`). Call `prune.remove(module, name)` "
+            "for each pruned tensor and save again; `secateur doctor` lists them."
         )
     if missing or unknown:
         what = f"it lacks `{missing[0]}`" if missing else f"the network has no `{unknown[0]}`"
-        raise FileError(f"{origin} does not fit the network: {what} ({len(missing)} missing, {len(unknown)} unknown). Check `--net` and its options.")
+        raise FileError(
+            f"{origin} does not fit the network: {what} ({len(missing)} missing, {len(unknown)} unknown). "
+            "Check `--net` and its options."
+        )
     for name, tensor in own.items():
         if state[name].shape != tensor.shape:
             raise FileError(
@@ -166,7 +173,9 @@ def save(
     state = {name: clean(tensor) for name, tensor in unwrap(net).state_dict().items() if isinstance(tensor, Tensor)}
     for name, tensor in state.items():
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            raise ModelError(f"`{name}` holds NaN or infinity; nothing was saved. Train with a lower rate, or clip gradients.")
+            raise ModelError(
+                f"`{name}` holds NaN or infinity; nothing was saved. Train with a lower rate, or clip gradients."
+            )
     files = {WEIGHTS: write_tensors(folder / WEIGHTS, state, {"format": "pt"})}
     files[MASKS] = masks.save(folder / MASKS, weights=files[WEIGHTS])
     write_json(folder / STRUCTURE, dict(structure))

@@ -18,8 +18,7 @@ from secateur.core.select import top_mask
 from secateur.core.sockets import Probe, name_of
 from secateur.core.task import Batch, Task, device_of, to
 from secateur.engine.folder import MASKS, WEIGHTS, Artefact
-from secateur.probes._statistics import paired_difference
-from secateur.probes.accuracy import Accuracy
+from secateur.probes.accuracy import Accuracy, difference
 from secateur.probes.cost import Cost
 from secateur.probes.latency import dense_and_pruned
 
@@ -52,8 +51,14 @@ class Verdict:
 
 
 def verdict(
-    dense: Artefact, pruned: Artefact, data: Iterable[Batch], *, device: torch.device, probes: tuple[Probe, ...] = (),
-    baselines: tuple[str, ...] = ("random",), seed: int = 0,
+    dense: Artefact,
+    pruned: Artefact,
+    data: Iterable[Batch],
+    *,
+    device: torch.device,
+    probes: tuple[Probe, ...] = (),
+    baselines: tuple[str, ...] = ("random",),
+    seed: int = 0,
 ) -> Verdict:
     """Measure two artefacts against each other.
 
@@ -77,9 +82,13 @@ def verdict(
     slow, fast, ratio = dense_and_pruned(one, two, example)
     first |= {"latency": slow, "cost": Cost()(before, dense.masks().to(device)), "disk": _bytes(dense.folder)}
     second |= {"latency": fast, "cost": Cost()(after, masks), "disk": _bytes(pruned.folder)}
-    change = {"accuracy": paired_difference(_right(after), _right(before)), "latency": ratio}
+    change = {"accuracy": difference(after, before), "latency": ratio}
     extra = {name_of(probe): probe(after, masks) for probe in probes}
-    random = {"random": _random(dense, masks, data, device, seed)} if "random" in baselines and masks.kept < masks.total else {}
+    random = (
+        {"random": _random(dense, masks, data, device, seed)}
+        if "random" in baselines and masks.kept < masks.total
+        else {}
+    )
     return Verdict(first, second, change, random, layers(two, masks, second["cost"]), extra)
 
 
@@ -89,8 +98,10 @@ def layers(net: nn.Module, masks: Masks, cost: Reading) -> list[dict[str, Any]]:
     for name, kept in masks.counts().items():
         total = masks[name].numel()
         rows.append({
-            "name": name, "shape": list(masks[name].shape), "weights": total, "kept": kept, "sparsity": 1 - kept / total,
-            "macs": int(cost.parts.get(f"macs:{name}", 0)), "macs_effective": int(cost.parts.get(f"macs_effective:{name}", 0)),
+            "name": name, "shape": list(masks[name].shape),
+            "weights": total, "kept": kept, "sparsity": 1 - kept / total,
+            "macs": int(cost.parts.get(f"macs:{name}", 0)),
+            "macs_effective": int(cost.parts.get(f"macs_effective:{name}", 0)),
         })  # fmt: skip
     return rows
 
@@ -126,12 +137,6 @@ def _deflated(path: Path) -> int:
     return size + len(packer.flush())
 
 
-def _right(task: Task) -> Tensor:
-    """For every prediction whether it is right, in order."""
-    found = [(output.argmax(-1) == target).reshape(-1) for output, target, _ in task.outputs()]
-    return torch.cat(found)
-
-
 def _random(dense: Artefact, masks: Masks, data: Iterable[Batch], device: torch.device, seed: int) -> Reading:
     net = dense.build().to(device)
     chosen = {}
@@ -140,5 +145,3 @@ def _random(dense: Artefact, masks: Masks, data: Iterable[Batch], device: torch.
         chosen[name] = top_mask(scores, int(mask.sum()))
     Masks(chosen).apply_(net)
     return Accuracy()(Task(net, CrossEntropy(), data))
-
-

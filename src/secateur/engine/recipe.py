@@ -61,6 +61,11 @@ class DataSpec:
     evaluation_batch: int = 500
     options: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        for name, least in (("batch", 1), ("train", 0), ("test", 0), ("validation", 0), ("evaluation_batch", 1)):
+            if getattr(self, name) < least:
+                raise UsageError(f"data: {name} is {getattr(self, name)}; it must be at least {least}.")
+
 
 @dataclass(frozen=True)
 class TrainStep:
@@ -73,7 +78,8 @@ class TrainStep:
         momentum: momentum of SGD and RMSprop.
         nesterov: Nesterov momentum (SGD).
         weight_decay: weight decay (decoupled for AdamW).
-        schedule: how the rate falls: ``"constant"``, ``"cosine"``, ``"step"`` (a tenth at 50 and 75 %) or ``"one-cycle"``.
+        schedule: how the rate falls: ``"constant"``, ``"cosine"``, ``"step"`` (a tenth at 50 and 75 %)
+            or ``"one-cycle"``.
         warmup: epochs in which the rate rises from near 0.
         smoothing: label smoothing.
         clip: largest gradient norm (0: no clipping).
@@ -202,7 +208,7 @@ class Recipe:
             raise UsageError(f"seed is {seed!r}; it must be a whole number.")
         steps = table.get("step", [])
         if not isinstance(steps, list) or not steps:
-            raise UsageError("the recipe has no steps; add a [[step]] with do = \"train\", \"prune\" or \"measure\".")
+            raise UsageError('the recipe has no steps; add a [[step]] with do = "train", "prune" or "measure".')
         return cls(
             bind(ModelSpec, _with_options(ModelSpec, table.get("model", {}), "model"), "model"),
             bind(DataSpec, _with_options(DataSpec, table.get("data", {}), "data"), "data"),
@@ -215,7 +221,8 @@ class Recipe:
         table: dict[str, Any] = {"secateur": FORMAT, "seed": self.seed}
         for name, spec in (("model", self.model), ("data", self.data)):
             entry = table_of(spec, defaults)
-            table[name] = {**entry, **entry.pop("options", {})}
+            options = entry.pop("options", {})
+            table[name] = {**entry, **options}
         table["step"] = [{"do": step.do, **table_of(step, defaults)} for step in self.steps]
         return table
 
@@ -254,7 +261,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
 def _with_options(kind: type[Any], table: Any, where: str) -> dict[str, Any]:
     """Keys that are no field of the spec are options of the network or the data set."""
     if not isinstance(table, Mapping):
-        raise UsageError(f"{where} is {table!r}; it must be a table with `use = \"name\"`.")
+        raise UsageError(f'{where} is {table!r}; it must be a table with `use = "name"`.')
     fields = set(kind.__dataclass_fields__)
     inner = table.get("options", {})
     options = {**(inner if isinstance(inner, Mapping) else {}), **{k: v for k, v in table.items() if k not in fields}}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,51 +15,23 @@ from torch import nn
 
 from secateur.core import streams
 from secateur.core.errors import FileError, ModelError, UsageError
-from secateur.core.files import file_digest, read_json, read_tensors, write_bytes, write_json
+from secateur.core.files import file_digest, read_json, write_bytes, write_json
 from secateur.core.losses import CrossEntropy
 from secateur.core.masks import Masks
-from secateur.core.prunable import check_finite, coverage
+from secateur.core.prunable import coverage
 from secateur.core.task import Task
-from secateur.data import Dataset, Loader, Split
+from secateur.data import Dataset, Loader
 from secateur.data import load as load_data
 from secateur.engine import distributed
 from secateur.engine.checkpoint import STATE
+from secateur.engine.cutting import plan as make_plan
+from secateur.engine.cutting import prune as carry_out
 from secateur.engine.folder import CARD, WEIGHTS, Artefact, load_state, origin, save, structure_of
 from secateur.engine.loop import Training, needs_teacher
 from secateur.engine.measure import verdict
-from secateur.engine.cutting import plan as make_plan
-from secateur.engine.cutting import prune as carry_out
 from secateur.engine.recipe import MeasureStep, PruneStep, Recipe, TrainStep
-from secateur.nets import build
+from secateur.engine.start import Listener, State, begin
 from secateur.probes.accuracy import Accuracy
-
-
-class Listener:
-    """Hears what a run does; progress bars and trackers derive from it."""
-
-    def begin(self, number: int, step: Any, folder: Path, steps: int) -> None:
-        """A step begins (or goes on); ``steps`` optimizer steps are in it."""
-
-    def figures(self, figures: Mapping[str, float]) -> None:
-        """Figures of one optimizer step or one epoch."""
-
-    def end(self, number: int, step: Any, card: Mapping[str, Any], skipped: bool) -> None:
-        """A step is finished; ``skipped`` when it had been before."""
-
-    def say(self, text: str) -> None:
-        """Something the user should know."""
-
-
-@dataclass
-class State:
-    """What one step hands to the next: the network, its masks, and where they lie on disk."""
-
-    net: nn.Module
-    masks: Masks
-    model: dict[str, Any]
-    left_alone: dict[str, str]
-    artefact: Artefact | None = None
-    dense: Artefact | None = None
 
 
 @dataclass
@@ -92,7 +64,7 @@ class Runner:
         """
         data = self.data()
         keys = self.recipe.keys(self._origin(data))
-        state = self._start(data)
+        state = begin(self.recipe, data, self.listener, self.dense)
         with _alone(self.out) if distributed.rank() == 0 else contextlib.nullcontext():
             self._write_run(keys)
             for number, (step, key) in enumerate(zip(self.recipe.steps, keys, strict=True), 1):
@@ -106,7 +78,9 @@ class Runner:
         """The data set, cut down as the recipe asks."""
         spec = self.recipe.data
         if not spec.use:
-            raise UsageError("no data set is named; pass `--data NAME` (for example digits, mnist, cifar10) or a folder.")
+            raise UsageError(
+                "no data set is named; pass `--data NAME` (for example digits, mnist, cifar10) or a folder."
+            )
         data = load_data(spec.use, self.data_dir, **spec.options)
         if spec.train or spec.test:
             data = data.subset(spec.train or len(data.train), spec.test or len(data.test), self.recipe.seed)
@@ -116,7 +90,9 @@ class Runner:
         """What :meth:`run` would do: a row a step with its key, and whether it is done. Trains nothing."""
         data = self.data()
         rows = []
-        for number, (step, key) in enumerate(zip(self.recipe.steps, self.recipe.keys(self._origin(data)), strict=True), 1):
+        for number, (step, key) in enumerate(
+            zip(self.recipe.steps, self.recipe.keys(self._origin(data)), strict=True), 1
+        ):
             folder = self.out / f"{number}-{step.do}-{key}"
             state = "done" if (folder / CARD).is_file() else "unfinished" if (folder / STATE).is_file() else "to do"
             rows.append({"number": number, "do": step.do, "key": key, "folder": str(folder), "state": state})
@@ -124,83 +100,23 @@ class Runner:
 
     def start(self) -> State:
         """The network the first step begins with (for plans)."""
-        return self._start(self.data())
+        return begin(self.recipe, self.data(), self.listener, self.dense)
 
     def sample(self, data: Dataset, examples: int, net: nn.Module) -> Task:
         """A fixed random sample of the training data, without augmentation, as a task."""
         count = min(examples, len(data.train))
         order = torch.randperm(len(data.train), generator=streams.stream(self.recipe.seed, "sample"))[:count]
-        split = Split(data.train.x[order], data.train.y[order])
+        split = data.train.take(order)
         return Task(net, CrossEntropy(), Loader(split, min(256, count), mean=data.mean, std=data.std))
 
     def _origin(self, data: Dataset) -> str:
         """Digest of the data and of the weights a run begins with: results are reused only when both are the same."""
         load = Path(self.recipe.model.load) if self.recipe.model.load else None
         weights = "" if load is None else Artefact.open(load).digest if load.is_dir() else file_digest(load)
-        teachers = [Artefact.open(s.teacher).digest for s in self.recipe.steps if isinstance(s, TrainStep) and s.teacher]
+        teachers = [
+            Artefact.open(s.teacher).digest for s in self.recipe.steps if isinstance(s, TrainStep) and s.teacher
+        ]
         return "/".join((data.digest, weights, *teachers))
-
-    def _start(self, data: Dataset) -> State:
-        spec = self.recipe.model
-        load = Path(spec.load) if spec.load else None
-        if load is not None and not load.is_file():
-            artefact = Artefact.open(load)
-            if not spec.use:
-                model = dict(artefact.structure["model"])
-                net = artefact.build()
-                self._check_fits(model, data, artefact.folder)
-            else:
-                model = {"use": spec.use, "options": spec.options, "input_shape": list(data.input_shape), "outputs": data.outputs}
-                net = build(spec.use, tuple(data.input_shape), data.outputs, **spec.options)
-                load_state(net, artefact.state(), str(artefact.folder / WEIGHTS))
-            masks = artefact.masks()
-            state = State(net, masks, model, dict(artefact.structure.get("left_alone", {})), artefact, self._dense_of(artefact))
-        else:
-            if not spec.use:
-                raise UsageError("no network is named; pass `--net NAME` (see `secateur.nets`), `module:function`, or a run folder.")
-            streams.seed_global(self.recipe.seed, "init")
-            net = build(spec.use, tuple(data.input_shape), data.outputs, **spec.options)
-            model = {"use": spec.use, "options": spec.options, "input_shape": list(data.input_shape), "outputs": data.outputs}
-            masks = self._from_file(net, load)
-            state = State(net, masks, model, coverage(net).left_alone)
-        check_finite({name: p for name, p in state.net.named_parameters()})
-        where = distributed.device()
-        state.net.to(where)
-        state.masks = state.masks.to(where)
-        return state
-
-    def _from_file(self, net: nn.Module, load: Path | None) -> Masks:
-        if load is None:
-            return Masks.dense(net)
-        if load.suffix != ".safetensors":
-            raise FileError(f"{load} is not a .safetensors file or a run folder; save the weights with safetensors first.")
-        load_state(net, read_tensors(load)[0], str(load))
-        masks = Masks.from_zeros(net)
-        if masks.kept < masks.total:
-            self.listener.say(f"{load} holds {masks.total - masks.kept:,} zero weights; they are taken as pruned and stay zero.")
-        return masks
-
-    def _check_fits(self, model: Mapping[str, Any], data: Dataset, folder: Path) -> None:
-        shape, outputs = model.get("input_shape"), model.get("outputs")
-        if (shape and list(shape) != list(data.input_shape)) or (outputs and outputs != data.outputs):
-            raise UsageError(
-                f"the network in {folder} was made for inputs {tuple(shape or ())} and {outputs} outputs; the data set "
-                f"{data.name} has inputs {tuple(data.input_shape)} and {data.outputs} outputs. Pass the data it was made for."
-            )
-
-    def _dense_of(self, artefact: Artefact) -> Artefact | None:
-        """The dense network an artefact came from: itself, the one its card names, or what the user passes."""
-        if self.dense:
-            return Artefact.open(self.dense)
-        if artefact.card["kept"] == artefact.card["total"]:
-            return artefact
-        named = artefact.card.get("dense")
-        for place in (Path(named["folder"]), artefact.folder.parent / Path(named["folder"]).name) if named else ():
-            if (place / CARD).is_file():
-                found = Artefact.open(place)
-                if found.digest == named["digest"]:
-                    return found
-        return None
 
     def _step(self, number: int, step: Any, key: str, folder: Path, state: State, data: Dataset) -> State:
         steps = self._length(step, data)
@@ -216,7 +132,11 @@ class Runner:
         if isinstance(step, MeasureStep):
             self._measure(step, folder, state, data, about)
         else:
-            extra = self._train(step, folder, state, data) if isinstance(step, TrainStep) else self._prune(step, state, data)
+            extra = (
+                self._train(step, folder, state, data)
+                if isinstance(step, TrainStep)
+                else self._prune(step, state, data)
+            )
             extra.setdefault("seconds", round(time.perf_counter() - began, 3))
             if distributed.rank() == 0:
                 self._save(folder, state, data, {**about, **extra}, number)
@@ -254,7 +174,9 @@ class Runner:
             masks = Masks.dense(state.net, step.only, step.skip)
             state.left_alone = found.left_alone
         tests = Loader(data.test, spec.evaluation_batch, mean=data.mean, std=data.std)
-        checks = Loader(data.validation, spec.evaluation_batch, mean=data.mean, std=data.std) if data.validation else None
+        checks = (
+            Loader(data.validation, spec.evaluation_batch, mean=data.mean, std=data.std) if data.validation else None
+        )
         training = Training(
             state.net, loader, step, masks, seed, folder,
             lambda net: _figures(Task(net, CrossEntropy(), tests)),
@@ -263,6 +185,10 @@ class Runner:
             self._teacher(step, state), self.listener.figures,
         )  # fmt: skip
         state.masks = training.fit()
+        best = training.best_masks
+        if best is not None and training.best_state is not None and best.kept <= state.masks.kept:
+            load_state(state.net, training.best_state, str(folder / "best.safetensors"))
+            state.masks = best
         return {"seconds": round(training.seconds(), 3), "steps": training.run.step}
 
     def _teacher(self, step: TrainStep, state: State) -> nn.Module | None:
@@ -270,7 +196,9 @@ class Runner:
             return None
         source = Artefact.open(step.teacher) if step.teacher else state.dense
         if source is None:
-            raise UsageError("distillation needs a dense network to imitate; train one first, or name its folder in `teacher`.")
+            raise UsageError(
+                "distillation needs a dense network to imitate; train one first, or name its folder in `teacher`."
+            )
         return source.build().to(distributed.device()).requires_grad_(False)
 
     def _prune(self, step: PruneStep, state: State, data: Dataset) -> dict[str, Any]:
@@ -303,7 +231,7 @@ class Runner:
             raise UsageError("there is nothing to measure yet; put a train or prune step before, or pass a run folder.")
         dense = state.dense or pruned
         if state.dense is None:
-            self.listener.say("the dense network was not found, so the verdict compares the network with itself; pass `--dense FOLDER`.")
+            self.listener.say("the dense network was not found: the network is compared with itself; pass `--dense`.")
         tests = Loader(data.test, self.recipe.data.evaluation_batch, mean=data.mean, std=data.std)
         made = verdict(
             dense, pruned, tests, device=distributed.device(), probes=step.probes, baselines=step.baselines,
@@ -311,7 +239,8 @@ class Runner:
         )  # fmt: skip
         write_json(folder / "verdict.json", made.to_json())
         files = {"verdict.json": file_digest(folder / "verdict.json")}
-        write_json(folder / CARD, {"format": "secateur.card/1", **about, "dense": str(dense.folder), "pruned": str(pruned.folder),
+        write_json(folder / CARD, {"format": "secateur.card/1", **about, "dense": str(dense.folder), "dense_missing": state.dense is None,
+                "pruned": str(pruned.folder),
                                    "files": files, "made_by": origin()})  # fmt: skip
 
     def _write_run(self, keys: list[str]) -> None:
@@ -320,10 +249,20 @@ class Runner:
         rows = []
         for number, (step, key) in enumerate(zip(self.recipe.steps, keys, strict=True), 1):
             name = f"{number}-{step.do}-{key}"
-            rows.append({"number": number, "do": step.do, "key": key, "folder": name, "done": (self.out / name / CARD).is_file()})
+            rows.append(
+                {
+                    "number": number,
+                    "do": step.do,
+                    "key": key,
+                    "folder": name,
+                    "done": (self.out / name / CARD).is_file(),
+                }
+            )
         title = f"{self.recipe.model.use or Path(self.recipe.model.load).name} on {self.recipe.data.use}"
         write_bytes(self.out / "recipe.toml", self.recipe.to_toml().encode())
-        write_json(self.out / "run.json", {"format": "secateur.run/1", "title": title, "seed": self.recipe.seed, "steps": rows})
+        write_json(
+            self.out / "run.json", {"format": "secateur.run/1", "title": title, "seed": self.recipe.seed, "steps": rows}
+        )
 
 
 def _figures(task: Task) -> dict[str, float]:
@@ -348,10 +287,14 @@ def _alone(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         lock = open(folder / ".lock", "w")  # noqa: SIM115
     except OSError as error:
-        raise FileError(f"cannot write in {folder}: {error.strerror or error}. Choose another folder with `-o`.") from error
+        raise FileError(
+            f"cannot write in {folder}: {error.strerror or error}. Choose another folder with `-o`."
+        ) from error
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise FileError(f"another process is at work in {folder}; wait for it, or choose another folder with `-o`.") from error
+            raise FileError(
+                f"another process is at work in {folder}; wait for it, or choose another folder with `-o`."
+            ) from error
         yield

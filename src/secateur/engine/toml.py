@@ -21,7 +21,7 @@ def dump(table: Mapping[str, Any]) -> str:
     do = "train"
     lr = 0.1
     """
-    lines = [f"{_key(k)} = {_value(v)}" for k, v in table.items() if not _is_section(v)]
+    lines = [f"{_key(k)} = {_value(v)}" for k, v in table.items() if v is not None and not _is_section(v)]
     for name, value in table.items():
         if not _is_section(value):
             continue
@@ -32,12 +32,14 @@ def dump(table: Mapping[str, Any]) -> str:
 
 
 def _is_section(value: Any) -> bool:
-    return isinstance(value, Mapping) or (isinstance(value, list) and bool(value) and all(isinstance(v, Mapping) for v in value))
+    return isinstance(value, Mapping) or (
+        isinstance(value, list) and bool(value) and all(isinstance(v, Mapping) for v in value)
+    )
 
 
 def _key(name: str) -> str:
     bare = name and all(c.isascii() and (c.isalnum() or c in "_-") for c in name)
-    return name if bare else json.dumps(name, ensure_ascii=False)
+    return name if bare else _text(name)
 
 
 def _value(value: Any) -> str:
@@ -48,7 +50,16 @@ def _value(value: Any) -> str:
     if isinstance(value, int | float):
         return repr(value)
     if isinstance(value, Mapping):
-        return "{ " + ", ".join(f"{_key(k)} = {_value(v)}" for k, v in value.items() if v is not None) + " }" if value else "{}"
+        return (
+            "{ " + ", ".join(f"{_key(k)} = {_value(v)}" for k, v in value.items() if v is not None) + " }"
+            if value
+            else "{}"
+        )
     if isinstance(value, list | tuple):
         return "[" + ", ".join(_value(v) for v in value) + "]"
-    return json.dumps(str(value), ensure_ascii=False)
+    return _text(str(value))
+
+
+def _text(text: str) -> str:
+    """A basic string: as in JSON, but TOML also wants the delete character escaped."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")

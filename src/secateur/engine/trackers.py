@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from secateur.core.errors import UsageError
-from secateur.engine.runner import Listener
+from secateur.engine.start import Listener
 
 _PACKAGES = {"tensorboard": "torch.utils.tensorboard", "mlflow": "mlflow", "trackio": "trackio"}
 
@@ -29,7 +29,9 @@ class Tracker(Listener):
         try:
             self._module: Any = importlib.import_module(_PACKAGES[name])
         except ImportError as error:
-            raise UsageError(f"{name} is not installed; run `pip install 'secateur[{name}]'`, or leave `--log` out.") from error
+            raise UsageError(
+                f"{name} is not installed; run `pip install 'secateur[{name}]'`, or leave `--log` out."
+            ) from error
         if name == "tensorboard":
             self._writer = self._module.SummaryWriter(str(out / "tensorboard"))
         elif name == "mlflow":
@@ -42,7 +44,7 @@ class Tracker(Listener):
         """Steps of later training steps go on counting."""
         self._offset = self._last
 
-    def figures(self, figures: Mapping[str, float]) -> None:
+    def figures(self, figures: Mapping[str, int | float]) -> None:
         """Send one row."""
         self._last = self._offset + int(figures.get("step", 0))
         row = {name: float(value) for name, value in figures.items() if name != "step"}

@@ -50,12 +50,12 @@ def _target(folder: Path, out: Path | None) -> Path:
     return out
 
 
-def show(folder: str | Path, console: Console) -> None:
-    """Print the report of a run folder in the terminal.
+def show(folder: str | Path, console: Console, brief: bool = False) -> None:
+    """Print the report of a run folder in the terminal; ``brief`` stops after the verdict.
 
     Raises:
         FileError: when the folder is missing or not of a run.
     """
     from secateur.report import text
 
-    text.show(build(folder), console)
+    text.show(build(folder), console, brief)

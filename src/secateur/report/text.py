@@ -17,13 +17,13 @@ _ASCII = str.maketrans({"−": "-", "–": "-", "×": "x", "…": "~", "·": "|"
 NAME, WORDS, BLOCKS = 30, 160, 32
 
 
-def show(report: Report, console: Console) -> None:
-    """Print the report."""
+def show(report: Report, console: Console, brief: bool = False) -> None:
+    """Print the report; ``brief`` stops after its first section, the verdict."""
     _say(console, report.title, "bold")
     _say(console, report.folder, "dim")
-    for section in report.sections:
+    for section in report.sections[: 1 if brief else None]:
         _section(section, console)
-    if report.notes:
+    if report.notes and not brief:
         _heading(console, "What is missing")
         for note in report.notes:
             _item(console, note)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -96,6 +97,9 @@ def check_form(method: Method, base: type[Method]) -> None:
     strings = isinstance(kind.needs, frozenset) and all(isinstance(need, str) for need in kind.needs)
     must(strings, "declares its needs", f"needs is {kind.needs!r}; a frozenset of strings")
     known = {**vars(allocations), **vars(patterns), **vars(schedules), **vars(sys.modules[kind.__module__])}
+    for f in dataclasses.fields(method):  # type: ignore[arg-type]
+        part = type(getattr(method, f.name))
+        known.setdefault(part.__name__, part)
     text = repr(method).replace(kind.__qualname__, kind.__name__, 1)
     try:
         again = eval(text, {**known, kind.__name__: kind})

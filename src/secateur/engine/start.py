@@ -1,0 +1,145 @@
+"""How a run begins: its network, and what one step hands to the next."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from secateur.core import streams
+from secateur.core.errors import FileError, UsageError
+from secateur.core.files import read_tensors
+from secateur.core.masks import Masks
+from secateur.core.prunable import check_finite, coverage
+from secateur.data import Dataset
+from secateur.engine import distributed
+from secateur.engine.folder import CARD, WEIGHTS, Artefact, load_state
+from secateur.engine.recipe import Recipe
+from secateur.nets import build
+
+
+class Listener:
+    """Hears what a run does; progress bars and trackers derive from it."""
+
+    def begin(self, number: int, step: Any, folder: Path, steps: int) -> None:
+        """A step begins (or goes on); ``steps`` optimizer steps are in it."""
+
+    def figures(self, figures: Mapping[str, int | float]) -> None:
+        """Figures of one optimizer step or one epoch."""
+
+    def end(self, number: int, step: Any, card: Mapping[str, Any], skipped: bool) -> None:
+        """A step is finished; ``skipped`` when it had been before."""
+
+    def say(self, text: str) -> None:
+        """Something the user should know."""
+
+
+@dataclass
+class State:
+    """What one step hands to the next: the network, its masks, and where they lie on disk."""
+
+    net: nn.Module
+    masks: Masks
+    model: dict[str, Any]
+    left_alone: dict[str, str]
+    artefact: Artefact | None = None
+    dense: Artefact | None = None
+
+
+def begin(recipe: Recipe, data: Dataset, listener: Listener, dense: str = "") -> State:
+    """The network a recipe begins with: built fresh, or loaded from a run folder or a file of weights.
+
+    Args:
+        recipe: says which.
+        data: its shapes complete the network's options.
+        listener: hears what was taken for granted.
+        dense: folder of the dense network, when the recipe does not contain it.
+
+    Raises:
+        UsageError: when no network is named, or it was made for other data.
+        FileError: when a file is missing, damaged or of another network.
+        ModelError: when weights are not finite.
+    """
+    spec = recipe.model
+    load = Path(spec.load) if spec.load else None
+    if load is not None and not load.is_file():
+        artefact = Artefact.open(load)
+        if not spec.use:
+            model = dict(artefact.structure["model"])
+            net = artefact.build()
+            _check_fits(model, data, artefact.folder)
+        else:
+            model = {
+                "use": spec.use,
+                "options": spec.options,
+                "input_shape": list(data.input_shape),
+                "outputs": data.outputs,
+            }
+            net = build(spec.use, tuple(data.input_shape), data.outputs, **spec.options)
+            load_state(net, artefact.state(), str(artefact.folder / WEIGHTS))
+        masks = artefact.masks()
+        state = State(
+            net, masks, model, dict(artefact.structure.get("left_alone", {})), artefact, _dense_of(artefact, dense)
+        )
+    else:
+        if not spec.use:
+            raise UsageError(
+                "no network is named; pass `--net NAME` (see `secateur.nets`), `module:function`, or a run folder."
+            )
+        streams.seed_global(recipe.seed, "init")
+        net = build(spec.use, tuple(data.input_shape), data.outputs, **spec.options)
+        model = {
+            "use": spec.use,
+            "options": spec.options,
+            "input_shape": list(data.input_shape),
+            "outputs": data.outputs,
+        }
+        masks = _from_file(net, load, listener)
+        state = State(net, masks, model, coverage(net).left_alone)
+    check_finite({name: p for name, p in state.net.named_parameters()})
+    where = distributed.device()
+    state.net.to(where)
+    state.masks = state.masks.to(where)
+    return state
+
+
+def _from_file(net: nn.Module, load: Path | None, listener: Listener) -> Masks:
+    if load is None:
+        return Masks.dense(net)
+    if load.suffix != ".safetensors":
+        raise FileError(f"{load} is not a .safetensors file or a run folder; save the weights with safetensors first.")
+    load_state(net, read_tensors(load)[0], str(load))
+    masks = Masks.from_zeros(net)
+    if masks.kept < masks.total:
+        listener.say(f"{load} holds {masks.total - masks.kept:,} zero weights; they are taken as pruned and stay zero.")
+    return masks
+
+
+def _check_fits(model: Mapping[str, Any], data: Dataset, folder: Path) -> None:
+    shape, outputs = model.get("input_shape"), model.get("outputs")
+    if (shape and list(shape) != list(data.input_shape)) or (outputs and outputs != data.outputs):
+        raise UsageError(
+            f"the network in {folder} was made for inputs {tuple(shape or ())} and {outputs} outputs; the data set "
+            f"{data.name} has inputs {tuple(data.input_shape)} and {data.outputs} outputs. "
+            "Pass the data it was made for."
+        )
+
+
+def _dense_of(artefact: Artefact, dense: str) -> Artefact | None:
+    """The dense network an artefact came from: itself, the one its card names, or what the user passes."""
+    if dense:
+        return Artefact.open(dense)
+    if artefact.card["kept"] == artefact.card["total"]:
+        return artefact
+    named = artefact.card.get("dense")
+    if not named:
+        return None
+    for place in (Path(named["folder"]), artefact.folder.parent / Path(named["folder"]).name):
+        if (place / CARD).is_file():
+            found = Artefact.open(place)
+            if found.digest == named["digest"]:
+                return found
+    return None
