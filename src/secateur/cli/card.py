@@ -19,10 +19,7 @@ def card_of(socket: str, name: str) -> dict[str, Any]:
     kind: Any = find(socket, name) if socket else load_object(name)
     if not (inspect.isclass(kind) and issubclass(kind, Method)):
         raise UsageError(f"{name!r} is not a method; derive it from {', '.join(k.__name__ for k in SOCKETS.values())}.")
-    fields = [
-        {"name": f.name, "type": str(f.type), "default": None if f.default is dataclasses.MISSING else repr(f.default)}
-        for f in dataclasses.fields(kind)  # type: ignore[arg-type]
-    ]
+    fields = [_option(f) for f in dataclasses.fields(kind)]  # type: ignore[arg-type]
     paper = dataclasses.asdict(kind.paper) if hasattr(kind, "paper") else None
     return {
         "name": name,
@@ -32,6 +29,14 @@ def card_of(socket: str, name: str) -> dict[str, Any]:
         "options": fields,
         "paper": paper,
     }
+
+
+def _option(f: dataclasses.Field[Any]) -> dict[str, Any]:
+    if f.default is not dataclasses.MISSING:
+        default = repr(f.default)
+    else:
+        default = repr(f.default_factory()) if f.default_factory is not dataclasses.MISSING else None
+    return {"name": f.name, "type": getattr(f.type, "__name__", str(f.type)), "default": default}
 
 
 def show(card: dict[str, Any]) -> None:

@@ -171,11 +171,10 @@ class Task:
                 handle.remove()
         return values
 
-    @torch.no_grad()
     def outputs(self) -> Iterator[tuple[Tensor, Any, int]]:
         """Outputs (logits) in evaluation mode, batch by batch, with target and number of examples."""
         for inputs, target, n in self.batches():
-            with frozen(self.model, "running"):
+            with torch.no_grad(), frozen(self.model, "running"):
                 output = call(self.model, inputs)
             yield output, target, n
 

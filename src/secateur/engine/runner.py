@@ -239,9 +239,16 @@ class Runner:
         )  # fmt: skip
         write_json(folder / "verdict.json", made.to_json())
         files = {"verdict.json": file_digest(folder / "verdict.json")}
-        write_json(folder / CARD, {"format": "secateur.card/1", **about, "dense": str(dense.folder), "dense_missing": state.dense is None,
-                "pruned": str(pruned.folder),
-                                   "files": files, "made_by": origin()})  # fmt: skip
+        card = {
+            "format": "secateur.card/1",
+            **about,
+            "dense": str(dense.folder),
+            "dense_missing": state.dense is None,
+            "pruned": str(pruned.folder),
+            "files": files,
+            "made_by": origin(),
+        }
+        write_json(folder / CARD, card)
 
     def _write_run(self, keys: list[str]) -> None:
         if distributed.rank() != 0:

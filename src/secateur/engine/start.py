@@ -63,47 +63,48 @@ def begin(recipe: Recipe, data: Dataset, listener: Listener, dense: str = "") ->
         FileError: when a file is missing, damaged or of another network.
         ModelError: when weights are not finite.
     """
-    spec = recipe.model
-    load = Path(spec.load) if spec.load else None
+    load = Path(recipe.model.load) if recipe.model.load else None
     if load is not None and not load.is_file():
-        artefact = Artefact.open(load)
-        if not spec.use:
-            model = dict(artefact.structure["model"])
-            net = artefact.build()
-            _check_fits(model, data, artefact.folder)
-        else:
-            model = {
-                "use": spec.use,
-                "options": spec.options,
-                "input_shape": list(data.input_shape),
-                "outputs": data.outputs,
-            }
-            net = build(spec.use, tuple(data.input_shape), data.outputs, **spec.options)
-            load_state(net, artefact.state(), str(artefact.folder / WEIGHTS))
-        masks = artefact.masks()
-        state = State(
-            net, masks, model, dict(artefact.structure.get("left_alone", {})), artefact, _dense_of(artefact, dense)
-        )
+        state = _from_folder(recipe, data, Artefact.open(load), dense)
     else:
-        if not spec.use:
-            raise UsageError(
-                "no network is named; pass `--net NAME` (see `secateur.nets`), `module:function`, or a run folder."
-            )
-        streams.seed_global(recipe.seed, "init")
-        net = build(spec.use, tuple(data.input_shape), data.outputs, **spec.options)
-        model = {
-            "use": spec.use,
-            "options": spec.options,
-            "input_shape": list(data.input_shape),
-            "outputs": data.outputs,
-        }
-        masks = _from_file(net, load, listener)
-        state = State(net, masks, model, coverage(net).left_alone)
+        state = _fresh(recipe, data, load, listener)
     check_finite({name: p for name, p in state.net.named_parameters()})
     where = distributed.device()
     state.net.to(where)
     state.masks = state.masks.to(where)
     return state
+
+
+def _from_folder(recipe: Recipe, data: Dataset, artefact: Artefact, dense: str) -> State:
+    model, net = dict(artefact.structure["model"]), None
+    if recipe.model.use:
+        model = _about(recipe, data)
+        net = build(model["use"], tuple(data.input_shape), data.outputs, **model["options"])
+        load_state(net, artefact.state(), str(artefact.folder / WEIGHTS))
+    else:
+        _check_fits(model, data, artefact.folder)
+    left = dict(artefact.structure.get("left_alone", {}))
+    return State(net or artefact.build(), artefact.masks(), model, left, artefact, _dense_of(artefact, dense))
+
+
+def _fresh(recipe: Recipe, data: Dataset, load: Path | None, listener: Listener) -> State:
+    if not recipe.model.use:
+        raise UsageError("no network is named; pass `--net NAME` (such as resnet20), `module:function` or a folder.")
+    streams.seed_global(recipe.seed, "init")
+    model = _about(recipe, data)
+    net = build(model["use"], tuple(data.input_shape), data.outputs, **model["options"])
+    return State(net, _from_file(net, load, listener), model, coverage(net).left_alone)
+
+
+def _about(recipe: Recipe, data: Dataset) -> dict[str, Any]:
+    """How to build the network again, for ``structure.json``."""
+    spec = recipe.model
+    return {
+        "use": spec.use,
+        "options": spec.options,
+        "input_shape": list(data.input_shape),
+        "outputs": data.outputs,
+    }
 
 
 def _from_file(net: nn.Module, load: Path | None, listener: Listener) -> Masks:
