@@ -87,7 +87,7 @@ PRUNE = [
     (["--to", "keep 1"], "empty whole layers"),
     (["--to", "smaller"], "params 5%"),
     (["--to", "ms 12"], "forecast"),
-    (["--to", "4:2"], "1 <= n < m"),
+    (["--to", "4:2"], "1 <= N < M"),
     (["--to", "2:7"], "input width"),
     (["--to", "macs 0.0001x"], "cannot be met"),
     (["--to", "2:4", "--pattern", "block"], "contradict"),

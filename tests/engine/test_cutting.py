@@ -301,7 +301,6 @@ def test_the_optimizer_forgets_pruned_weights_and_remembers_the_others(task):
     with cut.hold:
         train(task, optimizer, 3)
         cut.masks.check(task.model)
-    assert all(not torch.equal(p[cut.masks[n]], torch.zeros(())) for n, p in cut.masks.match(task.model).items())
     train(task, optimizer, 1)
     assert all(
         not state["exp_avg"][~cut.masks[names[p]]].eq(0).all()

@@ -81,7 +81,8 @@ def test_defaults_written_out_leave_keys_unchanged():
     """A default that is spelt, a whole number for a real one, and the order of entries mean nothing."""
     plain = Recipe.from_table(table({"do": "train", "lr": 1.0}, {"do": "prune"})).keys("o")
     spelt = table({"momentum": 0.9, "lr": 1, "do": "train", "rules": [], "ema": 0},
-                  {"do": "prune", "criterion": "magnitude", "allocation": {"use": "global"}, "examples": 1024})  # fmt: skip
+                  {"do": "prune", "criterion": "magnitude", "allocation": {"use": "global"},
+                   "examples": 1024})  # fmt: skip
     spelt["data"] = {"batch": 32, "augment": "none", "use": "digits"}
 
     assert Recipe.from_table(spelt).keys("o") == plain
@@ -229,8 +230,9 @@ def test_settings_that_lead_nowhere_are_refused(path, says):
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("3", 3), ("3.0", 3.0), ("-1e-4", -1e-4), ("true", True), ("True", "True"), ("snip", "snip"), ("2:4", "2:4"), ("", ""),
-     ("params 5%", "params 5%"), ('"7"', "7"), ("[1, 'a']", [1, "a"]), ("{a = 1}", {"a": 1}), ("[1", "[1"), ("runs/a", "runs/a")],
+    [("", ""), ("3", 3), ("3.0", 3.0), ("-1e-4", -1e-4), ("true", True), ("True", "True"), ("snip", "snip"),
+     ("2:4", "2:4"), ("params 5%", "params 5%"), ('"7"', "7"), ("[1, 'a']", [1, "a"]), ("{a = 1}", {"a": 1}), ("[1", "[1"),
+     ("runs/a", "runs/a")],
 )  # fmt: skip
 def test_values_are_toml_or_text(text, value):
     assert parse_value(text) == value and type(parse_value(text)) is type(value)

@@ -32,13 +32,11 @@ def table_of(request: argparse.Namespace, steps: list[dict[str, Any]]) -> dict[s
 
 def _inherited(start: Path) -> dict[str, Any]:
     """The data section of the recipe that made a folder."""
-    from secateur.engine.folder import RECIPE, resolve
+    from secateur.engine.folder import RECIPE, Artefact
 
-    if not start.exists() or start.is_file():
-        if not start.exists():
-            resolve(start)
+    if start.is_file():
         return {}
-    return dict(read_recipe(resolve(start) / RECIPE).get("data", {}))
+    return dict(read_recipe(Artefact.open(start).folder / RECIPE).get("data", {}))
 
 
 def settle(table: dict[str, Any], settings: list[str]) -> None:

@@ -7,6 +7,8 @@ weight), ``structure.json`` (how to build the network), ``recipe.toml`` (how it 
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import platform
 from collections.abc import Mapping
@@ -54,6 +56,8 @@ class Artefact:
         card = read_json(folder / CARD)
         if not isinstance(card, dict) or not isinstance(card.get("files"), dict):
             raise FileError(f"{folder / CARD} is not a card of this library. Make the folder again.")
+        if card.get("digest") != card_digest(card):
+            raise FileError(f"{folder / CARD} was changed after it was written (its digest differs). Restore a copy.")
         for name, digest in card["files"].items():
             if file_digest(folder / name) != digest:
                 raise FileError(
@@ -181,8 +185,15 @@ def save(
     write_json(folder / STRUCTURE, dict(structure))
     write_bytes(folder / RECIPE, recipe.encode())
     files |= {name: file_digest(folder / name) for name in (STRUCTURE, RECIPE)}
-    write_json(folder / CARD, {"format": "secateur.card/1", **card, "files": files, "made_by": origin()})
+    whole = {"format": "secateur.card/1", **card, "files": files, "made_by": origin()}
+    write_json(folder / CARD, {**whole, "digest": card_digest(whole)})
     return Artefact.open(folder)
+
+
+def card_digest(card: Mapping[str, Any]) -> str:
+    """SHA-256 of a card without its own digest."""
+    table = {key: value for key, value in card.items() if key != "digest"}
+    return hashlib.sha256(json.dumps(table, sort_keys=True).encode()).hexdigest()
 
 
 def clean(tensor: Tensor) -> Tensor:
