@@ -209,20 +209,46 @@ def test_the_forecast_of_a_linear_loss_has_no_second_order():
     assert first == pytest.approx(x.sum(1).mean().item(), abs=1e-12) and second == 0
 
 
+class Once(torch.autograd.Function):
+    """A square whose author gave a first derivative only."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.square()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient):
+        return 2 * ctx.saved_tensors[0] * gradient
+
+
 def test_an_operator_without_a_second_derivative_is_named():
-    """The fused attention kernel has none; the plain one is exact."""
+    """Its part of the curvature must not silently count as zero."""
+    task = Task(nn.Linear(3, 8, dtype=torch.float64), lambda output, _: Once.apply(output).square().mean(), [points(4)])
+
+    with pytest.raises(ModelError, match="cannot be differentiated twice: .*once_differentiable"):
+        task.taylor({"weight": torch.ones(8, 3, dtype=torch.float64)})
+
+
+def test_attention_has_a_curvature():
+    """The fused kernel has no second derivative; the forecast goes through the plain one, by itself."""
 
     def attend(x):
         x = x.reshape(1, 1, *x.shape)
-        return nn.functional.scaled_dot_product_attention(x, x, x)
+        return nn.functional.scaled_dot_product_attention(x, x, x).square().mean()
 
-    task = Task(nn.Linear(3, 8, dtype=torch.float64), lambda output, _: attend(output).square().mean(), [points(4)])
+    task = Task(nn.Linear(3, 8, dtype=torch.float64), lambda output, _: attend(output), [points(4)])
     direction = {"weight": torch.ones(8, 3, dtype=torch.float64)}
+    step = 1e-4
+    moved = [
+        task.mean_loss({"weight": task.params()["weight"].detach() + s * direction["weight"]}) for s in (-step, 0, step)
+    ]
 
-    with pytest.raises(ModelError, match="cannot be differentiated twice: .*attention.*not implemented"):
-        task.taylor(direction)
-    with nn.attention.sdpa_kernel(nn.attention.SDPBackend.MATH):
-        assert task.taylor(direction)[1] != 0
+    slope, curvature = task.taylor(direction)
+
+    assert slope == pytest.approx((moved[2] - moved[0]) / (2 * step), rel=1e-5)
+    assert curvature == pytest.approx((moved[2] - 2 * moved[1] + moved[0]) / (2 * step**2), rel=1e-4)
 
 
 def test_frozen_parameters_have_gradients_here_and_stay_frozen():

@@ -351,6 +351,17 @@ def test_a_milder_target_brings_no_weight_back(task):
     assert Masks.from_zeros(task.model) == first
 
 
+def test_what_is_pruned_stays_pruned_when_its_masks_are_given(task):
+    """A plan for a pruned network nests in its masks, whatever the criterion, or is refused."""
+    first = secateur.prune(task, "keep 200").masks
+
+    second = secateur.plan(task, "keep 50", Random(seed=5), masks=first).masks
+
+    assert second.kept == 50 and (second - first).kept == 0
+    with pytest.raises(BudgetError, match="pruned already.*begin with the dense network"):
+        secateur.plan(task, "keep 220", masks=first)
+
+
 def test_a_loss_without_products_has_no_macs():
     """A target in MACs needs weights that are multiplied with data."""
 

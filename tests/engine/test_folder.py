@@ -16,7 +16,7 @@ import secateur
 from secateur.core.errors import FileError, MaskError, ModelError
 from secateur.core.masks import Masks
 from secateur.core.select import top_mask
-from secateur.engine.folder import Artefact, load_state, resolve, save, structure_of
+from secateur.engine.folder import Artefact, card_digest, load_state, resolve, save, structure_of
 from secateur.nets import build
 
 
@@ -204,7 +204,7 @@ def test_weights_of_another_network_are_refused_even_with_matching_digests(made,
     for name in ("weights.safetensors", "masks.safetensors"):
         (made.folder / name).write_bytes((other.folder / name).read_bytes())
         card["files"][name] = other.card["files"][name]
-    (made.folder / "card.json").write_text(json.dumps(card))
+    (made.folder / "card.json").write_text(json.dumps({**card, "digest": card_digest(card)}))
 
     with pytest.raises(FileError, match="has shape"):
         Artefact.open(made.folder).build()

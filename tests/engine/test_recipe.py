@@ -231,8 +231,8 @@ def test_settings_that_lead_nowhere_are_refused(path, says):
 @pytest.mark.parametrize(
     ("text", "value"),
     [("", ""), ("3", 3), ("3.0", 3.0), ("-1e-4", -1e-4), ("true", True), ("True", "True"), ("snip", "snip"),
-     ("2:4", "2:4"), ("params 5%", "params 5%"), ('"7"', "7"), ("[1, 'a']", [1, "a"]), ("{a = 1}", {"a": 1}), ("[1", "[1"),
-     ("runs/a", "runs/a")],
+     ("2:4", "2:4"), ("params 5%", "params 5%"), ('"7"', "7"), ("[1, 'a']", [1, "a"]), ("{a = 1}", {"a": 1}),
+     ("[1", "[1"), ("runs/a", "runs/a")],
 )  # fmt: skip
 def test_values_are_toml_or_text(text, value):
     assert parse_value(text) == value and type(parse_value(text)) is type(value)

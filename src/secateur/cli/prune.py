@@ -1,12 +1,15 @@
 """``secateur prune``."""
 
 import argparse
+import re
 from pathlib import Path
 from typing import Any
 
 from secateur.cli.request import default_out, execute, table_of
 from secateur.core.budget import Target, parse_target
 from secateur.core.errors import UsageError
+
+_OF_THE_RULE = ("criterion", "score", "allocation", "pattern", "schedule")
 
 
 def run(request: argparse.Namespace) -> int:
@@ -20,7 +23,7 @@ def run(request: argparse.Namespace) -> int:
     if request.epochs:
         step |= {"do": "train", "epochs": request.epochs, "lr": request.lr or 0.1}
         step["rules"] = [{"use": "gradual", **_gradual(target), **choices}]
-        request.settings = [f"rules.1.{s}" if s.split(".")[0] in (*choices, "score") else s for s in request.settings]
+        request.settings = [f"rules.1.{s}" if re.split(r"[.=]", s)[0] in _OF_THE_RULE else s for s in request.settings]
     else:
         step |= {"do": "prune", "to": str(request.to or "sparsity 0.9"), **choices}
     table = table_of(request, [step, {"do": "measure"}])

@@ -49,7 +49,7 @@ def settle(table: dict[str, Any], settings: list[str]) -> None:
         path, sign, value = setting.partition("=")
         if not sign or not path:
             raise UsageError(f"`-s {setting}` has no value; write `-s a.b=value`, for example `-s criterion.seed=3`.")
-        path = re.sub(r"^score\b", "criterion", path.strip())
+        path = re.sub(r"(^|\.)score\b", r"\1criterion", path.strip())
         if path.split(".")[0] in _TOP:
             set_option(table, path, value.strip())
         else:

@@ -95,7 +95,8 @@ def plan(runner: Runner, as_json: bool) -> None:
     if isinstance(first, PruneStep):
         state = runner.start()
         task = runner.sample(runner.data(), first.examples, state.net)
-        made = make_plan(task, first.to, first.criterion, first.allocation, first.pattern, first.only, first.skip)
+        choices = (first.to, first.criterion, first.allocation, first.pattern, first.only, first.skip)
+        made = make_plan(task, *choices, masks=state.masks)
     if as_json:
         table: dict[str, Any] = {"steps": rows}
         if made is not None:
@@ -116,7 +117,7 @@ def result(out: Path, as_json: bool) -> None:
 
     page = write(out)
     if as_json:
-        return dump({"folder": str(out), "report": str(page), **read_json(page.with_suffix(".json"))})
+        return dump({**read_json(page.with_suffix(".json")), "folder": str(out), "report": str(page)})
     console = Console()
     show(out, console, brief=True)
     console.print(f"\nfolder {out}   page {page}", soft_wrap=True, highlight=False, markup=False)

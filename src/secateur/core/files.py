@@ -92,13 +92,24 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
         memory = whole.untyped_storage().data_ptr()
         flat[name] = whole.clone() if memory in seen else whole  # the format refuses tensors that share memory
         seen.add(memory)
-    content = to_bytes(flat, dict(metadata or {}))
+    content = _in_order(to_bytes(flat, dict(metadata or {})))
     digest = hashlib.sha256(content).hexdigest()
     with writing(path) as temporary:
         temporary.write_bytes(content)
         if file_digest(temporary) != digest:
             raise FileError(f"{path} did not read back as written; the disk may be failing. Choose another folder.")
     return digest
+
+
+def _in_order(content: bytes) -> bytes:
+    """The same file with the header's metadata sorted: the format's writer leaves their order to chance."""
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    if "__metadata__" in header:
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # the data begin at a multiple of eight bytes
+    return len(text).to_bytes(8, "little") + text + content[end:]
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

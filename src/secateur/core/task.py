@@ -135,6 +135,7 @@ class Task:
             total += n
             if not slope.requires_grad:
                 continue
+            _check_twice(slope)
             try:
                 curved = torch.autograd.grad(slope, list(points.values()), materialize_grads=True)
             except RuntimeError as error:
@@ -190,6 +191,23 @@ class Task:
                 f"two passes over the same data gave losses {one:.9g} and {two:.9g}. Switch off shuffling and "
                 "augmentation, or fix the random module that stays active in eval mode."
             )
+
+
+def _check_twice(slope: Tensor) -> None:
+    """Refuse a gradient that passed through a function which can be differentiated only once.
+
+    Torch leaves such a function's node out of the way to the weights, so its part would silently count as zero.
+    """
+    seen: set[Any] = set()
+    waiting = [slope.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        if node.name() == "Error":
+            raise ModelError("the loss cannot be differentiated twice: a function in it is marked once_differentiable.")
+        seen.add(node)
+        waiting += [after for after, _ in node.next_functions]
 
 
 def call(model: nn.Module, inputs: Any, at: Named | None = None) -> Any:

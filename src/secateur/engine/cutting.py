@@ -119,6 +119,7 @@ def plan(
     only: Sequence[str] = (),
     skip: Sequence[str] = (),
     forecast: bool = True,
+    masks: Masks | None = None,
 ) -> Plan:
     """Decide what to prune, without changing anything.
 
@@ -131,6 +132,7 @@ def plan(
         only: globs of tensors to prune.
         skip: globs of tensors to leave alone.
         forecast: also forecast the rise of the loss (two more backward passes).
+        masks: what an already pruned network keeps; its zeros are then never brought back.
 
     Raises:
         SecateurError: for targets that cannot be met, NaN weights, spent data, patterns that do not fit.
@@ -141,13 +143,14 @@ def plan(
     check_finite(found.prunable)
     costs = {name: cost for name, cost in weight_costs(task).items() if name in found.prunable}
     dense = Masks({name: torch.ones_like(p, dtype=torch.bool) for name, p in found.prunable.items()})
-    scores = (criterion or Magnitude())(task, dense)
+    scores = _held((criterion or Magnitude())(task, dense), masks, pattern)
     by_cost = {name: float(max(1, costs.get(name, 0))) for name in scores}
     keep = keep_of(target, scores, pattern, allocation or Global(), costs, by_cost)
-    masks = broadcast(choose(scores, keep, pattern, allocation, by_cost))
-    counts = {name: (int(mask.sum()), mask.numel()) for name, mask in masks.items()}
-    guess = _forecast(task, masks) if forecast else None
-    return Plan(masks, counts, found.left_alone, target, guess, costs)
+    chosen = broadcast(choose(scores, keep, pattern, allocation, by_cost))
+    _check_nested(chosen, masks, pattern, target)
+    counts = {name: (int(mask.sum()), mask.numel()) for name, mask in chosen.items()}
+    guess = _forecast(task, chosen) if forecast else None
+    return Plan(chosen, counts, found.left_alone, target, guess, costs)
 
 
 def prune(
@@ -182,6 +185,35 @@ def prune(
         after = Forecast(after.before, after.slope, after.curvature, task.mean_loss())
     done = Plan(made.masks, made.counts, made.left_alone, made.target, after, made.costs)
     return Cut(task.model, made.masks, done, optimizer, held)
+
+
+def _held(scores: Named, masks: Masks | None, pattern: Pattern) -> Named:
+    """Scores in which weights that are pruned already come last (in units of several weights: add nothing)."""
+    if masks is None or masks.kept == masks.total:
+        return scores
+    single = isinstance(pattern, Unstructured | NM)
+    held = {}
+    for name, score in scores.items():
+        gone = ~masks[name].to(score.device) if name in masks else torch.zeros_like(score, dtype=torch.bool)
+        held[name] = score.masked_fill(gone, float("-inf") if single else 0.0)
+    return held
+
+
+def _check_nested(chosen: Masks, masks: Masks | None, pattern: Pattern, target: Target) -> None:
+    """A network that is pruned already cannot keep more weights than it has.
+
+    Raises:
+        BudgetError: naming the tensor and the cure.
+    """
+    if masks is None or not isinstance(pattern, Unstructured | NM):
+        return
+    for name, mask in chosen.items():
+        back = int((mask & ~masks[name].to(mask.device)).sum()) if name in masks else 0
+        if back:
+            raise BudgetError(
+                f"{target} would bring back {back:,} weights of `{name}` that are pruned already: the network keeps "
+                f"{masks.kept:,} of {masks.total:,}. Ask for fewer, or begin with the dense network."
+            )
 
 
 def _pattern(target: Target, pattern: Pattern | None) -> Pattern:

@@ -122,10 +122,15 @@ class Runner:
         steps = self._length(step, data)
         if (folder / CARD).is_file():
             card = read_json(folder / CARD)
+            if distributed.rank() == 0:  # a process killed right after it wrote the card had no time for this
+                (folder / STATE).unlink(missing_ok=True)
             if not isinstance(step, MeasureStep):
                 state = self._reload(folder, state)
             self.listener.end(number, step, card, skipped=True)
             return state
+        if distributed.rank() == 0:
+            for left in folder.glob(".*"):  # half-written files of a process that was killed; we hold the lock
+                left.unlink()
         self.listener.begin(number, step, folder, steps)
         began = time.perf_counter()
         about = {"do": step.do, "key": key, "seed": self.recipe.seed}
@@ -203,7 +208,8 @@ class Runner:
 
     def _prune(self, step: PruneStep, state: State, data: Dataset) -> dict[str, Any]:
         task = self.sample(data, step.examples, state.net)
-        made = make_plan(task, step.to, step.criterion, step.allocation, step.pattern, step.only, step.skip)
+        choices = (step.to, step.criterion, step.allocation, step.pattern, step.only, step.skip)
+        made = make_plan(task, *choices, masks=state.masks)
         cut = carry_out(task, made)
         state.masks, state.left_alone = cut.masks, dict(made.left_alone)
         return {"forecast": cut.plan.forecast.to_json() if cut.plan.forecast else None, "target": str(made.target)}
