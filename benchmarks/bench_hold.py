@@ -9,7 +9,7 @@ import copy
 from collections.abc import Callable
 
 import torch
-from timing import medians, record
+from timing import measure, medians, ratio, record
 from torch import nn
 
 from secateur.core.choose import choose
@@ -52,10 +52,10 @@ def main() -> None:
         torch.set_num_threads(threads)
         for name, (net, x, classes, rounds) in cases.items():
             y = torch.randint(0, classes, (128,))
-            taken = medians(
-                {mode: stepper(net, x, y, mode) for mode in ("dense", "hooks", "loop")}, rounds=rounds, warmup=5
-            )
-            ratios = {mode: taken[mode] / taken["dense"] for mode in ("hooks", "loop")}
+            steps = {mode: stepper(net, x, y, mode) for mode in ("dense", "hooks", "loop")}
+            times = measure(steps, rounds=rounds, warmup=5)
+            taken = medians(times)
+            ratios = {mode: ratio(times, mode, "dense") for mode in ("hooks", "loop")}
             shown = "   ".join(f"{mode} {cost:.3f}x" for mode, cost in ratios.items())
             print(f"{name:<10} {threads} thread(s)   dense {taken['dense'] * 1e3:.2f} ms   {shown}")
             record("hold", {"case": name, "threads": threads, **ratios})
