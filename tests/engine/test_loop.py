@@ -505,6 +505,7 @@ def test_ctrl_c_in_the_last_evaluation_is_not_swallowed(tmp_path):
 # Several processes
 
 RANKS = textwrap.dedent("""
+    import os
     import sys
     from pathlib import Path
     import torch
@@ -550,7 +551,9 @@ RANKS = textwrap.dedent("""
         again, _ = fit(0.5, out / "cut")
         result = {"smooth": smooth[0], "masks": dict(smooth[1]), "whole": whole, "again": again}
         torch.save(result, out / f"{distributed.rank()}.pt")
+        distributed.barrier()
         distributed.stop()
+        os._exit(0)  # what gloo's threads do while the interpreter goes down is not under test
 """)
 
 
@@ -562,7 +565,7 @@ def test_two_processes_train_as_one_and_resume_to_the_bit(tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(path)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True, timeout=120, env=environment)
-    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.returncode == 0, done.stderr[-6000:]
     here = {"__name__": "program"}
     exec(RANKS, here)
 

@@ -204,7 +204,7 @@ def _check_twice(slope: Tensor) -> None:
         node = waiting.pop()
         if node is None or node in seen:
             continue
-        if node.name() == "Error":
+        if node.name().rpartition("::")[2] == "Error":
             raise ModelError("the loss cannot be differentiated twice: a function in it is marked once_differentiable.")
         seen.add(node)
         waiting += [after for after, _ in node.next_functions]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 import torch
@@ -17,6 +18,7 @@ def start() -> None:
 def stop() -> None:
     """Leave the process group."""
     if dist.is_available() and dist.is_initialized():
+        gc.collect()  # reducers of DDP must not outlive their group
         dist.destroy_process_group()
 
 
