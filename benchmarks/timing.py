@@ -14,6 +14,8 @@ from pathlib import Path
 
 import torch
 
+from secateur.engine.folder import cpu_name
+
 RESULTS = Path(__file__).with_name("results.jsonl")
 
 Times = dict[str, list[float]]
@@ -64,7 +66,7 @@ def machine() -> dict[str, object]:
     """What a result depends on: commit, CPU, accelerator, threads, versions, date."""
     return {
         "commit": _commit(),
-        "cpu": _cpu(),
+        "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "threads": torch.get_num_threads(),
@@ -96,13 +98,3 @@ def _commit() -> str:
         return (commit or "none") + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
     except OSError:
         return "none"
-
-
-def _cpu() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()

@@ -3,6 +3,8 @@
 # pyright: reportArgumentType=false, reportCallIssue=false, reportIndexIssue=false, reportOptionalMemberAccess=false, reportOptionalSubscript=false
 
 import copy
+import importlib.util
+import pathlib
 
 import pytest
 import torch
@@ -13,56 +15,11 @@ from secateur.core.errors import MaskError
 from secateur.core.hold import Hold
 from secateur.core.masks import Masks
 
-OPTIMIZERS = {
-    "sgd": lambda p: torch.optim.SGD(p, 0.1),
-    "momentum": lambda p: torch.optim.SGD(p, 0.1, momentum=0.9, weight_decay=1e-2),
-    "adamw": lambda p: torch.optim.AdamW(p, 0.01, weight_decay=1e-1),
-}
-
-
-def network(seed=0, dtype=torch.float32):
-    """A small network with a linear, a convolution and a normalization layer."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return nn.Sequential(
-            nn.Conv1d(2, 4, 3),
-            nn.BatchNorm1d(4),
-            nn.Tanh(),
-            nn.Flatten(),
-            nn.Linear(24, 10),
-            nn.Tanh(),
-            nn.Linear(10, 3),
-        ).to(dtype)
-
-
-def batches(count, dtype=torch.float32, seed=0):
-    random = torch.Generator().manual_seed(seed)
-    for _ in range(count):
-        x = torch.randn(16, 2, 8, generator=random, dtype=torch.float32).to(dtype)
-        yield x, torch.randint(0, 3, (16,), generator=random)
-
-
-def half(model, seed=0):
-    """Masks that keep about half of everything prunable."""
-    random = torch.Generator().manual_seed(seed)
-    return Masks({n: torch.rand(m.shape, generator=random) < 0.5 for n, m in Masks.dense(model).items()})
-
-
-def loss_of(model, x, y):
-    return nn.functional.cross_entropy(model(x).float(), y)
-
-
-def backward(model, x, y):
-    for p in model.parameters():
-        p.grad = None
-    loss_of(model, x, y).backward()
-
-
-def assert_zeros(model, masks):
-    """Zeros exactly where the masks say, and (these networks being random) only there."""
-    weights = dict(model.named_parameters())
-    for name, mask in masks.items():
-        assert torch.equal(weights[name] != 0, mask), name
+_spec = importlib.util.spec_from_file_location("hold_kit", pathlib.Path(__file__).with_name("hold_kit.py"))
+kit = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(kit)
+OPTIMIZERS, network, batches, half = kit.OPTIMIZERS, kit.network, kit.batches, kit.half
+loss_of, backward, assert_zeros = kit.loss_of, kit.backward, kit.assert_zeros
 
 
 def test_averaged_copies_are_masked_too():
