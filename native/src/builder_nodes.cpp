@@ -1,0 +1,157 @@
+// How each operator is built over lanes.
+#include "builder.hpp"
+
+namespace sec {
+
+namespace {
+
+std::vector<float> floats(const Weight* w) { return w ? dense_values(*w) : std::vector<float>{}; }
+
+}  // namespace
+
+void Builder::product(const Node& n) {
+    const int x = n.in[0], y = n.out[0];
+    ProductSpec spec;
+    spec.weight = n.weight("weight", g_), spec.bias = n.weight("bias", g_);
+    spec.act = n.attrs.act;
+    if (n.op == Op::conv) {
+        const Window w = window_of(n, g_, out_->shapes);
+        spec.kernel_h = w.kernel[0], spec.kernel_w = w.kernel[1], spec.stride_h = w.stride[0], spec.stride_w = w.stride[1];
+        spec.dil_h = w.dilation[0], spec.dil_w = w.dilation[1], spec.pad_top = w.pad[0], spec.pad_left = w.pad[1];
+        spec.groups = n.attrs.groups;
+        spec.in = slot(y) == Slot::single ? single(x) : image(x, lay_.rows[at(x)]);
+    } else {
+        spec.in = tokens(x);
+    }
+    const LaneShape& i = spec.in.shape;
+    const int64_t reach = (spec.kernel_h * spec.dil_h * i.row_stride + i.chans * i.chan_stride +
+                           spec.kernel_w * spec.dil_w * i.lanes) * 4;
+    if (reach > INT32_MAX || spec.weight->numel > INT32_MAX / 2)
+        throw Error(SEC_ERROR_UNSUPPORTED, here() + " is too large for 32-bit offsets; use a smaller batch or image");
+    if (n.in.size() > 1)
+        spec.res = n.op == Op::linear ? tokens(n.in[1])
+                                      : (slot(y) == Slot::single ? single(n.in[1]) : image(n.in[1], lay_.rows[at(y)]));
+    spec.out = new_lanes(y);
+    ProductChoice choice;
+    const auto found = tuning_.layers.find(n.name);
+    if (found != tuning_.layers.end()) choice = found->second;
+    std::vector<Ref> reads{spec.in.ref};
+    if (spec.res.exists()) reads.push_back(spec.res.ref);
+    add(make_product(spec, choice, machine_), reads, {spec.out.ref});
+}
+
+void Builder::pool(const Node& n) {
+    const int x = n.in[0], y = n.out[0];
+    const Form in = image(x, lay_.rows[at(x)]), out = new_lanes(y);
+    const Window w = window_of(n, g_, out_->shapes);
+    PoolJob j{};
+    j.kernel_h = w.kernel[0], j.kernel_w = w.kernel[1], j.stride_h = w.stride[0], j.stride_w = w.stride[1];
+    j.dil_h = w.dilation[0], j.dil_w = w.dilation[1];
+    j.pad_top = w.pad[0], j.pad_left = w.pad[1], j.pad_bottom = w.pad[2], j.pad_right = w.pad[3];
+    j.maximum = n.op == Op::max_pool, j.count_pad = n.op == Op::avg_pool && n.attrs.count_pad;
+    add(make_pool(in, out, j, machine_), {in.ref}, {out.ref});
+}
+
+void Builder::mean(const Node& n) {
+    const int x = n.in[0];
+    const Form in = image(x, lay_.rows[at(x)]), out = new_lanes(n.out[0]);
+    add(make_mean(in, out, machine_), {in.ref}, {out.ref});
+}
+
+void Builder::binary(const Node& n) {
+    const BinaryPlan p = plan_binary(g_, n, out_->shapes, lay_.slot);
+    const int a = n.in[at(p.lane)], b = n.in[at(1 - p.lane)], y = n.out[0];
+    auto form = [&](int v) {
+        if (p.slot == Slot::image) return image(v, lay_.rows[at(y)]);
+        return p.slot == Slot::tokens ? tokens(v) : single(v);
+    };
+    const Form fa = form(a);
+    Form fb;
+    std::vector<float> channels;
+    EltJob j{};
+    j.fn = n.attrs.fn, j.act = n.attrs.act, j.swapped = p.lane == 1;
+    if (p.other == Operand::same) fb = form(b), j.b_kind = 1;
+    else if (p.other == Operand::single) fb = single(b), j.b_kind = 4;
+    else channels = dense_values(*constant_of(g_, b)), j.b_kind = p.other == Operand::channel ? 2 : 3;
+    const Form out = new_lanes(y);
+    std::vector<Ref> reads{fa.ref};
+    if (fb.exists()) reads.push_back(fb.ref);
+    add(make_elementwise(out, fa, fb, j, std::move(channels), {}, machine_), reads, {out.ref});
+}
+
+void Builder::unary(const Node& n) {
+    const int x = n.in[0], y = n.out[0];
+    const Form in = slot(y) == Slot::image ? image(x, lay_.rows[at(y)]) : slot(y) == Slot::tokens ? tokens(x) : single(x);
+    const Form out = new_lanes(y);
+    EltJob j{};
+    if (n.attrs.fn <= Fn::tanh) j.act = static_cast<Act>(n.attrs.fn);
+    else j.fn = n.attrs.fn;
+    add(make_elementwise(out, in, Form{}, j, {}, {}, machine_), {in.ref}, {out.ref});
+}
+
+void Builder::affine(const Node& n) {
+    const int x = n.in[0], y = n.out[0];
+    const Form in = slot(y) == Slot::image ? image(x, lay_.rows[at(y)]) : single(x);
+    const Form out = new_lanes(y);
+    EltJob j{};
+    j.act = n.attrs.act;
+    add(make_elementwise(out, in, Form{}, j, floats(n.weight("scale", g_)), floats(n.weight("shift", g_)), machine_),
+        {in.ref}, {out.ref});
+}
+
+void Builder::norm(const Node& n) {
+    const Form in = tokens(n.in[0]), out = new_lanes(n.out[0]);
+    add(make_norm(in, out, floats(n.weight("weight", g_)), floats(n.weight("bias", g_)), n.attrs.eps,
+                  n.op == Op::rms_norm, machine_),
+        {in.ref}, {out.ref});
+}
+
+void Builder::softmax(const Node& n) {
+    const Form in = tokens(n.in[0]), out = new_lanes(n.out[0]);
+    add(make_softmax(in, out, machine_), {in.ref}, {out.ref});
+}
+
+bool Builder::attention(const Node& n) {
+    const Form q = tokens(n.in[0]), k = tokens(n.in[1]), v = tokens(n.in[2]);
+    if (q.shape.sequences != k.shape.sequences || k.shape.length != v.shape.length) return false;
+    // Vector n of keys and of values must be found by one rule.
+    if (k.shape.width != v.shape.width) return false;
+    MaskSpec mask;
+    std::vector<Ref> reads{q.ref, k.ref, v.ref};
+    if (n.in.size() > 3) {
+        mask.ref = plain(n.in[3]);
+        reads.push_back(mask.ref);
+        Shape s = shape(n.in[3]);
+        s.insert(s.begin(), 4 - s.size(), 1);
+        const int64_t stride[4] = {s[1] * s[2] * s[3], s[2] * s[3], s[3], 1};
+        mask.image = s[0] == 1 ? 0 : stride[0], mask.head = s[1] == 1 ? 0 : stride[1];
+        mask.row = s[2] == 1 ? 0 : stride[2], mask.col = s[3] == 1 ? 0 : 1;
+    }
+    const Form out = new_lanes(n.out[0]);
+    add(make_attention(q, k, v, out, n.attrs, mask, machine_), reads, {out.ref});
+    return true;
+}
+
+void Builder::concat(const Node& n) {
+    const int y = n.out[0];
+    const Form out = new_lanes(y);
+    int64_t c = 0;
+    for (int v : n.in) {
+        const Form in = image(v, lay_.rows[at(y)]);
+        Form part = out;
+        part.ref.offset += c * out.shape.chan_stride;
+        c += in.shape.chans;
+        EltJob j{};
+        add(make_elementwise(part, in, Form{}, j, {}, {}, machine_), {in.ref}, {out.ref});
+    }
+}
+
+void Builder::slice(const Node& n) {
+    const int x = n.in[0], y = n.out[0];
+    Form f = slot(y) == Slot::image ? image(x, lay_.rows[at(y)]) : tokens(x);
+    f.ref.offset += n.attrs.start * f.shape.chan_stride;
+    f.shape.chans = shape(y)[slot(y) == Slot::image ? 1 : shape(y).size() - 1];
+    alias(y, f);
+}
+
+}  // namespace sec

@@ -1,0 +1,44 @@
+// Threads of one session. Tiles of a step are claimed one by one; workers spin for a moment, then sleep.
+#pragma once
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+namespace sec {
+
+class Pool {
+public:
+    using Run = void (*)(void* job, int64_t tile, int thread);
+    explicit Pool(int threads);
+    ~Pool();
+    Pool(const Pool&) = delete;
+    Pool& operator=(const Pool&) = delete;
+    int threads() const { return static_cast<int>(workers_.size()) + 1; }
+    // Calls run(job, i, thread) for every i below `tiles`, on all threads and the caller's; returns when all are done.
+    void run(Run run, void* job, int64_t tiles);
+    // Between these the workers spin longer: a run has many short steps.
+    void begin();
+    void end();
+
+private:
+    void work(int thread);
+    bool claim(uint32_t epoch, int thread);
+    void publish(Run run, void* job, int64_t tiles);
+
+    std::vector<std::thread> workers_;
+    std::atomic<uint64_t> next_{0};          // epoch in the high half, next tile in the low half
+    std::atomic<Run> run_{nullptr};
+    std::atomic<void*> job_{nullptr};
+    std::atomic<int64_t> tiles_{0};
+    std::atomic<int64_t> left_{0};
+    std::atomic<bool> active_{false}, stop_{false};
+    std::atomic<int> sleepers_{0};
+    uint32_t epoch_ = 0;
+    std::mutex mutex_;
+    std::condition_variable wake_;
+};
+
+}  // namespace sec

@@ -1,0 +1,282 @@
+#include "session.hpp"
+
+#include <chrono>
+#include <cstdio>
+
+#if defined(_WIN32)
+#include <process.h>
+#else
+#include <unistd.h>
+#endif
+
+#include "json.hpp"
+
+namespace sec {
+namespace {
+
+constexpr size_t kKept = 4;                          // planned batch sizes
+constexpr int64_t kDefaultLimit = int64_t{16} << 30;
+constexpr int kMostThreads = 256;
+
+long process_id() {
+#if defined(_WIN32)
+    return _getpid();
+#else
+    return getpid();
+#endif
+}
+
+std::string text(const Shape& s) {
+    std::string out = "[";
+    for (size_t i = 0; i < s.size(); ++i) out += (i ? ", " : "") + std::to_string(s[i]);
+    return out + "]";
+}
+
+std::string quoted(const std::string& s) {
+    std::string out = "\"";
+    for (char c : s) {
+        if (c == '"' || c == '\\') out += '\\', out += c;
+        else if (static_cast<unsigned char>(c) < 0x20) {
+            char b[8];
+            std::snprintf(b, sizeof b, "\\u%04x", c);
+            out += b;
+        } else out += c;
+    }
+    return out + "\"";
+}
+
+int64_t whole(const json::Value& v, const std::string& name) {
+    if (!v.is(json::Kind::number) || !v.exact || v.integer < 0 || v.integer > (int64_t{1} << 30))
+        throw Error(SEC_ERROR_ARGUMENT, "tuning: " + name + " must be a whole number that is not negative");
+    return v.integer;
+}
+
+ProductChoice layer_choice(const json::Value& v, const std::string& layer) {
+    ProductChoice c;
+    if (!v.is(json::Kind::object)) throw Error(SEC_ERROR_ARGUMENT, "tuning: layer '" + layer + "' must be an object");
+    for (size_t i = 0; i < v.keys.size(); ++i) {
+        const std::string& k = v.keys[i];
+        if (k == "path") {
+            const std::string& p = v.items[i].text;
+            if (p != "lists" && p != "blocks")
+                throw Error(SEC_ERROR_ARGUMENT, "tuning: path of '" + layer + "' is '" + p + "', not lists or blocks");
+            c.path = p == "lists" ? 1 : 2;
+        } else if (k == "p") c.p = whole(v.items[i], "p");
+        else if (k == "chunk") c.chunk = whole(v.items[i], "chunk");
+        else throw Error(SEC_ERROR_ARGUMENT, "tuning: '" + k + "' is not one of path, p, chunk");
+    }
+    return c;
+}
+
+Tuning read_tuning(const char* source) {
+    Tuning t;
+    if (!source || !*source) return t;
+    const std::string all = source;
+    json::Value v;
+    try {
+        v = json::parse(all.data(), all.size(), "tuning");
+    } catch (const Error& e) {
+        throw Error(SEC_ERROR_ARGUMENT, e.what());
+    }
+    if (!v.is(json::Kind::object)) throw Error(SEC_ERROR_ARGUMENT, "tuning must be a JSON object");
+    for (size_t i = 0; i < v.keys.size(); ++i) {
+        const std::string& k = v.keys[i];
+        if (k == "strips") t.strips = whole(v.items[i], k);
+        else if (k == "vectors") t.vectors_per_row = whole(v.items[i], k);
+        else if (k == "layers" && v.items[i].is(json::Kind::object))
+            for (size_t j = 0; j < v.items[i].keys.size(); ++j)
+                t.layers[v.items[i].keys[j]] = layer_choice(v.items[i].items[j], v.items[i].keys[j]);
+        else throw Error(SEC_ERROR_ARGUMENT, "tuning: '" + k + "' is not one of strips, vectors, layers");
+    }
+    return t;
+}
+
+struct Task {
+    const Step* step;
+    const Arena* arena;
+};
+void run_tile(void* job, int64_t tile, int thread) {
+    const Task* t = static_cast<const Task*>(job);
+    t->step->run(*t->arena, tile, thread);
+}
+
+}  // namespace
+
+struct Session::Guard {
+    explicit Guard(Session& s) : lock((s.survive_fork(), *s.mutex_)) {}
+    std::lock_guard<std::mutex> lock;
+};
+
+Session::Session(std::shared_ptr<const PlanData> plan, const sec_options& o)
+    : plan_(std::move(plan)), mutex_(std::make_unique<std::mutex>()), process_(process_id()) {
+    if (o.threads < 0 || o.threads > kMostThreads)
+        throw Error(SEC_ERROR_ARGUMENT, "threads is " + std::to_string(o.threads) + ", not 0 (all cores) to " +
+                                            std::to_string(kMostThreads));
+    if (o.memory_limit < 0) throw Error(SEC_ERROR_ARGUMENT, "memory_limit is negative");
+    machine_.kernels = &pick_kernels(o.isa);
+    machine_.threads = o.threads ? o.threads : usable_cores();
+    tuning_ = read_tuning(o.tuning);
+    limit_ = o.memory_limit ? o.memory_limit : kDefaultLimit;
+    const int64_t s = tuning_.strips;
+    if (s && (s > machine_.kernels->lanes || (s & (s - 1))))
+        throw Error(SEC_ERROR_ARGUMENT, "tuning: strips is " + std::to_string(s) + ", not a power of two up to " +
+                                            std::to_string(machine_.kernels->lanes));
+    pool_ = std::make_unique<Pool>(machine_.threads);
+}
+
+Session::~Session() {
+    if (process_.load() != process_id()) {           // the threads stayed in the parent process
+        (void)pool_.release();
+        (void)mutex_.release();
+    }
+}
+
+// A fork copies no threads and may copy a held lock: the child starts with new ones and leaves the old ones alone.
+void Session::survive_fork() {
+    const long now = process_id();
+    long known = process_.load();
+    if (known == now) return;
+    if (known != -1 && process_.compare_exchange_strong(known, -1)) {
+        (void)pool_.release();
+        (void)mutex_.release();
+        mutex_ = std::make_unique<std::mutex>();
+        pool_ = std::make_unique<Pool>(machine_.threads);
+        process_ = now;
+    }
+    while (process_.load() != now) std::this_thread::yield();
+}
+
+Prepared& Session::find(int64_t batch) {
+    for (auto it = prepared_.begin(); it != prepared_.end(); ++it)
+        if ((*it)->batch == batch) {
+            prepared_.splice(prepared_.begin(), prepared_, it);
+            return *prepared_.front();
+        }
+    auto p = prepare(plan_->graph, batch, machine_, tuning_, limit_);
+    prepared_.push_front(std::move(p));
+    if (prepared_.size() > kKept) prepared_.pop_back();
+    return *prepared_.front();
+}
+
+void Session::prepare_batch(int64_t batch) {
+    if (batch < 1) throw Error(SEC_ERROR_ARGUMENT, "batch is " + std::to_string(batch) + ", not at least 1");
+    Guard guard(*this);
+    find(plan_->graph.batched ? batch : 1);
+}
+
+void Session::output(int64_t batch, int index, sec_tensor& spec) {
+    if (batch < 1) throw Error(SEC_ERROR_ARGUMENT, "batch is " + std::to_string(batch) + ", not at least 1");
+    if (index < 0 || static_cast<size_t>(index) >= plan_->graph.outputs.size())
+        throw Error(SEC_ERROR_ARGUMENT, "there is no output " + std::to_string(index));
+    Guard guard(*this);
+    const Prepared& p = find(plan_->graph.batched ? batch : 1);
+    const size_t v = static_cast<size_t>(plan_->graph.outputs[static_cast<size_t>(index)]);
+    const Shape& s = p.shapes[v];
+    if (s.size() > SEC_MAX_DIMS) throw Error(SEC_ERROR_UNSUPPORTED, "an output has more than 8 dimensions");
+    spec.dtype = plan_->graph.values[v].dtype == Dtype::f32 ? SEC_F32 : SEC_I64;
+    spec.ndim = static_cast<int32_t>(s.size());
+    for (size_t i = 0; i < s.size(); ++i) spec.shape[i] = s[i];
+}
+
+int64_t Session::check_inputs(const sec_tensor* in, int n) const {
+    const Graph& g = plan_->graph;
+    if (n < 0 || static_cast<size_t>(n) != g.inputs.size() || (n && !in))
+        throw Error(SEC_ERROR_ARGUMENT, std::to_string(n) + " inputs given, the network has " + std::to_string(g.inputs.size()));
+    int64_t batch = -1;
+    for (size_t i = 0; i < g.inputs.size(); ++i) {
+        const Input& want = g.inputs[i];
+        const sec_tensor& t = in[i];
+        const std::string who = "input '" + want.name + "'";
+        if (t.dtype != (want.dtype == Dtype::f32 ? SEC_F32 : SEC_I64))
+            throw Error(SEC_ERROR_ARGUMENT, who + " must be " + (want.dtype == Dtype::f32 ? "float32" : "int64"));
+        bool same = t.ndim >= 0 && static_cast<size_t>(t.ndim) == want.shape.size();
+        for (size_t d = 0; same && d < want.shape.size(); ++d) {
+            if (d == 0 && want.shape[0] == 0) {
+                if (batch < 0) batch = t.shape[0];
+                same = t.shape[0] == batch && batch >= 1;
+            } else {
+                same = t.shape[d] == want.shape[d];
+            }
+        }
+        if (!same) {
+            Shape got;
+            for (int d = 0; d < t.ndim && d < SEC_MAX_DIMS; ++d) got.push_back(t.shape[d]);
+            throw Error(SEC_ERROR_ARGUMENT, who + " has shape " + text(got) + ", the network takes " + text(want.shape) +
+                                                (want.shape.empty() || want.shape[0] ? "" : " (0 = the batch, at least 1)"));
+        }
+        if (!t.data) throw Error(SEC_ERROR_ARGUMENT, who + " has no data");
+    }
+    return batch < 0 ? 1 : batch;
+}
+
+void Session::check_outputs(const Prepared& p, const sec_tensor* out, int n) const {
+    const Graph& g = plan_->graph;
+    if (n < 0 || static_cast<size_t>(n) != g.outputs.size() || (n && !out))
+        throw Error(SEC_ERROR_ARGUMENT, std::to_string(n) + " outputs given, the network has " + std::to_string(g.outputs.size()));
+    for (size_t i = 0; i < g.outputs.size(); ++i) {
+        const size_t v = static_cast<size_t>(g.outputs[i]);
+        const Shape& want = p.shapes[v];
+        const int32_t type = g.values[v].dtype == Dtype::f32 ? SEC_F32 : SEC_I64;
+        bool same = out[i].dtype == type && out[i].ndim >= 0 && static_cast<size_t>(out[i].ndim) == want.size() && out[i].data;
+        for (size_t d = 0; same && d < want.size(); ++d) same = out[i].shape[d] == want[d];
+        if (!same) throw Error(SEC_ERROR_ARGUMENT, "output " + std::to_string(i) + " must have shape " + text(want));
+    }
+}
+
+void Session::execute(Prepared& p) {
+    using clock = std::chrono::steady_clock;
+    const bool timed = profile_.load();
+    pool_->begin();
+    try {
+        for (auto& step : p.steps) {
+            const auto start = timed ? clock::now() : clock::time_point{};
+            if (step->alone || machine_.threads == 1) {
+                for (int64_t i = 0; i < step->tiles; ++i) step->run(p.arena, i, 0);
+            } else {
+                Task t{step.get(), &p.arena};
+                pool_->run(run_tile, &t, step->tiles);
+            }
+            if (timed) step->last_ms = std::chrono::duration<double, std::milli>(clock::now() - start).count();
+        }
+    } catch (...) {
+        pool_->end();
+        throw;
+    }
+    pool_->end();
+}
+
+void Session::run(const sec_tensor* in, int in_count, const sec_tensor* out, int out_count) {
+    const int64_t batch = check_inputs(in, in_count);
+    Guard guard(*this);
+    Prepared& p = find(batch);
+    check_outputs(p, out, out_count);
+    for (int i = 0; i < in_count; ++i)
+        p.arena.base[static_cast<size_t>(p.input_buffers[static_cast<size_t>(i)])] = static_cast<float*>(in[i].data);
+    for (int i = 0; i < out_count; ++i)
+        p.arena.base[static_cast<size_t>(p.output_buffers[static_cast<size_t>(i)])] = static_cast<float*>(out[i].data);
+    execute(p);
+}
+
+std::string Session::explain(int64_t batch) {
+    Guard guard(*this);
+    const Prepared& p = find(plan_->graph.batched ? batch : 1);
+    std::string s = "{\"isa\": " + quoted(machine_.kernels->name) + ", \"threads\": " + std::to_string(machine_.threads) +
+                    ", \"lanes\": " + std::to_string(machine_.kernels->lanes) + ", \"strips\": " +
+                    std::to_string(p.spread.strips) + ", \"batch\": " + std::to_string(p.batch) + ", \"bytes\": " +
+                    std::to_string(p.bytes) + ", \"steps\": [";
+    for (size_t i = 0; i < p.steps.size(); ++i) {
+        const Step& step = *p.steps[i];
+        const Node* n = step.node >= 0 ? &plan_->graph.nodes[static_cast<size_t>(step.node)] : nullptr;
+        char number[64];
+        std::snprintf(number, sizeof number, "%.6f", step.last_ms);
+        s += std::string(i ? ", " : "") + "{\"node\": " + quoted(n ? n->name : "output") + ", \"op\": " +
+             quoted(n ? op_name(n->op) : "output") + ", \"path\": " + quoted(step.path) + ", \"reason\": " +
+             quoted(step.reason) + ", \"nonzeros\": " + std::to_string(step.nonzeros) + ", \"weights\": " +
+             std::to_string(step.weights) + ", \"tiles\": " + std::to_string(step.tiles) + ", \"ms\": " + number;
+        if (n) s += ", \"shape\": " + text(p.shapes[static_cast<size_t>(n->out[0])]);
+        s += "}";
+    }
+    return s + "]}";
+}
+
+}  // namespace sec
