@@ -16,10 +16,10 @@ WORDS = ["train", "--net", "mlp", "--data", "digits", "--epochs", "2", "--lr", "
          "-s", "rules.1.sparsity=0.8", "-s", "rules.1.updates=5", "--json"]  # fmt: skip
 
 
-def torchrun(out, *more):
+def torchrun(out, *more, verb=WORDS):
     """Two processes of the command line."""
     words = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_addr", "127.0.0.1",
-             "--master_port", "0", "-m", "secateur.cli.main", *WORDS, *more, "-o", str(out)]  # fmt: skip
+             "--master_port", "0", "-m", "secateur.cli.main", *verb, *more, "-o", str(out)]  # fmt: skip
     words[5:9] = ["--rdzv_backend", "c10d", "--rdzv_endpoint", "127.0.0.1:0"]
     quiet = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     return subprocess.run(words, capture_output=True, text=True, timeout=240, check=False, env=quiet)
@@ -79,3 +79,22 @@ def test_an_error_ends_both_processes(tmp_path):
     assert done.returncode != 0
     assert "at least 1" in done.stderr
     assert not list(tmp_path.rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize("epochs", ["0", "1"])
+def test_pruning_and_measuring_go_through_and_are_skipped_the_second_time(made, tmp_path, epochs):
+    """Pruning at once and while training, then measuring, which the first process does alone."""
+    verb = ["prune", str(made[1]), "--to", "sparsity 0.9", "--epochs", epochs, "--json"]
+
+    done = torchrun(tmp_path / "out", verb=verb)
+
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)
+    verdict = json.loads(next(tmp_path.glob("out/2-measure-*/verdict.json")).read_text())
+    masks = Artefact.open(tmp_path / "out").masks()
+    assert masks.kept == masks.total - masks.total * 9 // 10
+    assert sum(row["kept"] for row in verdict["layers"]) == masks.kept
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.glob("out/[12]-*/*")}
+    again = torchrun(tmp_path / "out", verb=verb)
+    assert again.returncode == 0, again.stderr
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.glob("out/[12]-*/*")} == before

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -72,11 +73,13 @@ def train(
     Args:
         model: the network.
         data: re-iterable batches ``(inputs, target)``: a list, a ``DataLoader``, or a ``secateur.data.Loader``.
-        masks: which weights are kept; all that can be pruned by default.
+        masks: which weights are kept. By default all that can be pruned; of a network that plainly has been pruned,
+            a hundredth of its weights or more being zero, those that are not zero (a warning says so).
         rules: what happens during training, such as ``Gradual(sparsity=0.95)``.
         loss: ``loss(output, target)``, mean over examples; cross-entropy by default.
         teacher: the network that distillation imitates; a copy of ``model`` as it is now by default.
-        folder: where checkpoints and ``metrics.jsonl`` go; calling again with the same folder goes on.
+        folder: where checkpoints and ``metrics.jsonl`` go; calling again with the same folder goes on. Calling with
+            other options is refused.
         seed: for dropout and rules.
         **options: fields of :class:`TrainStep`, such as ``epochs=10, lr=0.1``.
 
@@ -110,7 +113,7 @@ def train(
 
     training = Training(
         model, loader, step, masks, seed, Path(folder) if folder else None, sample=sample, teacher=teacher,
-        loss=loss,
+        loss=loss, say=lambda text: warnings.warn(text, stacklevel=6),
     )  # fmt: skip
     return training.fit()
 

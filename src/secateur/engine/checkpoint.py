@@ -2,24 +2,46 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import json
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from secateur.core.errors import FileError
 from secateur.core.files import writing
+from secateur.engine.binding import table_of
+from secateur.engine.recipe import TrainStep
 
 STATE = "state.pt"
+_NOT = object()
+
+
+@runtime_checkable
+class Feed(Protocol):
+    """Training batches, such as :class:`secateur.data.Loader`."""
+
+    def __len__(self) -> int: ...
+
+    def epoch(self, number: int, start: int = 0) -> Iterator[Any]: ...  # noqa: D102
 
 
 def save_state(folder: Path, state: dict[str, Any]) -> None:
-    """Write the state of a run, whole or not at all, with a digest of all that is in it."""
+    """Write the state of a run, whole or not at all, with a digest of all that is in it.
+
+    Raises:
+        FileError: when the folder cannot be written or the disk is full; an older state is as it was.
+    """
+    content = io.BytesIO()  # torch's own writer answers a full disk with errors that tell nobody so
+    torch.save({**state, "digest": _digest(state)}, content)
     with writing(folder / STATE) as temporary:
-        torch.save({**state, "digest": _digest(state)}, temporary)
+        temporary.write_bytes(content.getbuffer())
 
 
 def load_state(folder: Path) -> dict[str, Any] | None:
@@ -45,6 +67,66 @@ def load_state(folder: Path) -> dict[str, Any] | None:
             f"{path} is damaged ({str(error).splitlines()[0] if str(error) else type(error).__name__}). "
             f"Delete the folder {folder} to begin this step again."
         ) from error
+
+
+def asked_of(step: TrainStep, loader: Feed, **more: Any) -> dict[str, str]:
+    """All that the result of a training run depends on, as far as it can be told, as text for a state to keep.
+
+    Args:
+        step: the options; how often checkpoints are written is left out, since it changes nothing.
+        loader: the data; what it says of its order counts.
+        **more: further facts; of functions and objects the name counts, and None is left out.
+    """
+
+    def name(thing: Any) -> str:
+        kind = thing if hasattr(thing, "__qualname__") else type(thing)
+        return str(kind.__qualname__)
+
+    facts = {key: value for key, value in table_of(step, True).items() if key != "save_every"}
+    facts |= {key: value for key, value in more.items() if value is not None}
+    for key in ("batch", "batch_size", "shuffle", "seed", "augment", "drop_last"):
+        value = getattr(getattr(loader, "data", loader), key, None)
+        if isinstance(value, bool | int | str):
+            facts[f"data.{key}"] = value
+    facts["batches"] = len(loader)
+    return {key: json.dumps(value, sort_keys=True, default=name) for key, value in facts.items()}
+
+
+def check_asked(folder: Path, saved: Mapping[str, str], asked: Mapping[str, str]) -> None:
+    """What a run asks for must be what its checkpoint was made with.
+
+    Args:
+        folder: where the checkpoint lies.
+        saved: the facts it holds.
+        asked: the facts of the run that would go on from it.
+
+    Raises:
+        FileError: naming every fact that differs, with both values.
+    """
+    tables = [{name: json.loads(fact) for name, fact in facts.items()} for facts in (asked, saved)]
+    found = list(_differences("", *tables))
+    if found:
+        both = "; ".join(f"`{name}` is {_short(here)}, there it is {_short(there)}" for name, here, there in found)
+        raise FileError(
+            f"the checkpoint in {folder} belongs to another network or other options: {both}. Go on with those it was "
+            f"made with, name another folder, or delete {folder / STATE} to begin again."
+        )
+
+
+def _differences(name: str, here: Any, there: Any) -> Iterator[tuple[str, Any, Any]]:
+    """Where two plain values differ, named as ``-s`` names it, and what either holds there."""
+    if isinstance(here, list) and isinstance(there, list) and len(here) == len(there):
+        here, there = ({str(place): value for place, value in enumerate(each, 1)} for each in (here, there))
+    if isinstance(here, dict) and isinstance(there, dict):
+        for key in {**here, **there}:
+            yield from _differences(f"{name}.{key}".lstrip("."), here.get(key, _NOT), there.get(key, _NOT))
+    elif here != there:
+        yield name, here, there
+
+
+def _short(value: Any) -> str:
+    text = "not given" if value is _NOT else json.dumps(value)
+    return text if len(text) <= 100 else f"{text[:97]}..."
 
 
 def _digest(state: Any) -> str:
@@ -103,6 +185,8 @@ class Metrics:
             with open(self.path, "ab") as file:
                 file.write(line)
         except OSError as error:
+            with contextlib.suppress(OSError):  # a part of the line may have gone through
+                os.truncate(self.path, self.size)
             raise FileError(
                 f"cannot write {self.path}: {error.strerror or error}. Free some space and run again to go on."
             ) from error

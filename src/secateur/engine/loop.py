@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -29,15 +27,16 @@ from secateur.core.names import parameters, unwrap
 from secateur.core.run import Run
 from secateur.core.sockets import Rule
 from secateur.core.task import Task, device_of, to
-from secateur.data import Loader
 from secateur.engine import distributed
-from secateur.engine.checkpoint import Metrics, load_state, save_state
+from secateur.engine.checkpoint import Feed, Metrics, asked_of, check_asked, load_state, save_state
+from secateur.engine.figures import INTERVAL, Figures, Watch
 from secateur.engine.folder import clean
+from secateur.engine.machine import interrupts, pinned
 from secateur.engine.optimize import make_optimizer, rate
 from secateur.engine.recipe import TrainStep
+from secateur.engine.start import zeros_of
 
 BEST = "best.safetensors"
-Watch = Callable[[dict[str, int | float]], None]
 
 
 @dataclass
@@ -48,19 +47,21 @@ class Training:
         model: the network, changed in place.
         loader: training batches; ``loader.epoch(number, start)`` gives those of one epoch.
         step: the options.
-        masks: which weights are kept at the start; all that can be pruned by default.
+        masks: which weights are kept at the start; by default all that can be pruned, or what the zeros of a
+            network say that plainly has been pruned (:func:`secateur.engine.start.zeros_of`).
         seed: for dropout and rules (the loader has its own).
         folder: where checkpoints and metrics go; None keeps nothing.
         evaluate: gives figures such as ``{"accuracy": ...}`` after every epoch.
         validate: gives one figure, higher = better, to choose the best checkpoint; None keeps no best.
         sample: gives rules a fixed sample of the training data.
         teacher: the dense network, for rules that need it.
-        watch: called with the figures of every step, for progress bars and trackers.
+        watch: called with the figures of every step, for progress bars and trackers; on CUDA some steps later.
         loss: mean loss over a batch; cross-entropy with the step's smoothing by default.
+        say: hears what was taken for granted.
     """
 
     model: nn.Module
-    loader: Loader
+    loader: Feed
     step: TrainStep = field(default_factory=TrainStep)
     masks: Masks | None = None
     seed: int = 0
@@ -71,6 +72,7 @@ class Training:
     teacher: nn.Module | None = None
     watch: Watch | None = None
     loss: Callable[[Any, Any], Tensor] | None = None
+    say: Callable[[str], None] | None = None
     best_state: dict[str, Tensor] | None = field(default=None, init=False, repr=False)
     """Weights of the best checkpoint; only with ``validate``."""
     best_masks: Masks | None = field(default=None, init=False, repr=False)
@@ -83,11 +85,13 @@ class Training:
             The masks at the end; the network's zeros are checked against them.
 
         Raises:
-            DataError: when the loss is no longer finite.
+            DataError: when the loss is no longer finite, in any of the processes; on CUDA some steps later, and the
+                weights are spoilt then.
+            FileError: when the checkpoint was made with other options.
             KeyboardInterrupt: after a checkpoint was written.
         """
         self._prepare()
-        with _interrupts() as pressed:
+        with interrupts() as pressed:
             self._pressed = pressed
             for epoch in range(self._epoch, self.step.epochs):
                 self._train_epoch(epoch)
@@ -117,15 +121,14 @@ class Training:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._loss = self.loss or CrossEntropy(step.smoothing)
         self._where = device_of(model)
+        self._late = self._where.type == "cuda"  # reading a number would make the processor wait for the device
         self._optimizer = make_optimizer(model.parameters(), step)
         self._optimizer.zero_grad(set_to_none=True)  # what the caller's own backward pass left
         per_epoch = math.ceil(len(self.loader) / step.accumulate)
         average = get_ema_multi_avg_fn(step.ema)
         self._ema = AveragedModel(model, multi_avg_fn=average, use_buffers=True) if step.ema else None
-        masks = self.masks or Masks.dense(model, step.only, step.skip)
-        saved = load_state(self.folder) if self.folder else None
-        if saved:
-            masks = Masks({name: mask.to(self._where) for name, mask in saved["masks"].items()})
+        saved = self._saved()
+        masks = Masks(saved["masks"]).to(self._where) if saved else self._first_masks()
         also = [self._ema] if self._ema is not None else []
         hold = Hold(masks, model, self._optimizer, also, hooks=False)
         sample = self.sample
@@ -136,9 +139,32 @@ class Training:
         self._begin(saved)
         path = self.folder / "metrics.jsonl" if self.folder and distributed.rank() == 0 else None
         self._metrics = Metrics(path, saved["metrics"] if saved else 0)
+        self._figures = Figures(self._metrics, self.watch)
         self._forward = DistributedDataParallel(model) if distributed.world() > 1 else model
         self._seconds = saved["seconds"] if saved else 0.0
         self._clock = time.perf_counter()
+
+    def _saved(self) -> dict[str, Any] | None:
+        """The checkpoint to go on from; one of a run that asked for something else is refused."""
+        saved = load_state(self.folder) if self.folder else None
+        if saved and self.folder and "asked" in saved:
+            check_asked(self.folder, saved["asked"], self._asked())
+        return saved
+
+    def _asked(self) -> dict[str, str]:
+        given = {"seed": self.seed, "masks": self.masks.digest if self.masks else None, "loss": self.loss}
+        return asked_of(self.step, self.loader, **given, processes=distributed.world())
+
+    def _first_masks(self) -> Masks:
+        found = self.masks or zeros_of(self.model)
+        if found is None:
+            return Masks.dense(self.model, self.step.only, self.step.skip)
+        if not self.masks and self.say is not None:
+            self.say(
+                f"the network holds {found.total - found.kept:,} zero weights; they are taken as pruned and stay zero. "
+                "Pass `masks=secateur.Masks.dense(model)` to let them grow."
+            )
+        return found
 
     def _begin(self, saved: dict[str, Any] | None) -> None:
         """Everything at its start, or as the checkpoint holds it."""
@@ -200,11 +226,13 @@ class Training:
 
     def _stop(self) -> bool:
         """Whether somebody pressed Ctrl-C, in any of the processes: all stop after the same step."""
-        if distributed.world() == 1:
-            return self._pressed()
-        pressed = torch.tensor(float(self._pressed()), device=self._where)
-        dist.all_reduce(pressed, op=dist.ReduceOp.MAX)
-        return bool(pressed)
+        if distributed.world() > 1 and not self._due():
+            return False
+        return distributed.anywhere(self._pressed(), self._where)
+
+    def _due(self) -> bool:
+        """Whether numbers on the device are read now; on the processor they always are."""
+        return not self._late or self.run.step % INTERVAL == 0 or self._batch % len(self.loader) == 0
 
     def _one_step(self, epoch: int, batches: Iterator[Any]) -> None:
         run, step, optimizer = self.run, self.step, self._optimizer
@@ -212,19 +240,17 @@ class Training:
             group["lr"] = rate(step, run.step, run.total, run.steps_per_epoch)
         run.notes.clear()
         count = min(step.accumulate, len(self.loader) - self._batch)
-        taken, total = self._take(batches, count), 0.0
+        taken, losses = self._take(batches, count), []
         examples = sum(n for _, n in taken)
         for i, (batch, n) in enumerate(taken):
             last = i + 1 == count
             with contextlib.nullcontext() if last or distributed.world() == 1 else self._forward.no_sync():  # type: ignore[operator]
                 loss = self._batch_loss(batch)
                 (loss * (n / examples) if count > 1 else loss).backward()
-            total += loss.item() * n / examples
-        if not math.isfinite(total):
-            raise DataError(
-                f"the loss became {total} at step {run.step} (epoch {epoch + 1}). Lower `lr` ({step.lr:g}), add "
-                "warm-up or `clip = 1.0`, or look for NaN in the data. The last checkpoint, if any, is kept."
-            )
+            losses.append((loss.detach().double() if self._late else loss.item()) * n / examples)
+        total = sum(losses)
+        if not self._late:
+            self._check_loss(total, run.step, epoch + 1)
         for rule in step.rules:
             rule.before_step(run)
         run.hold.mask_gradients_()
@@ -238,12 +264,23 @@ class Training:
             rule.after_step(run)
         if self._ema is not None:  # after the rules, so that it averages the weights the network computes with
             self._ema.update_parameters(unwrap(self.model))
-        self._log(epoch, total, {} if clipped is None else {"gradient_norm": float(clipped)})
+        self._log(epoch, total, {} if clipped is None else {"gradient_norm": clipped})
+
+    def _check_loss(self, loss: float, step: int, epoch: int) -> None:
+        """Stop, in all processes after the same step, when the loss of one is no longer finite."""
+        finite = math.isfinite(loss)
+        if distributed.anywhere(not finite, self._where):
+            what = "of another process is not finite" if finite else f"became {loss}"
+            raise DataError(
+                f"the loss {what} at step {step} (epoch {epoch}). Lower `lr` ({self.step.lr:g}), add "
+                "warm-up or `clip = 1.0`, or look for NaN in the data. The last checkpoint, if any, is kept."
+            )
 
     def _take(self, batches: Iterator[Any], count: int) -> list[tuple[Any, int]]:
         taken = []
         for _ in range(count):
-            x, y = to(next(batches), self._where)
+            batch = next(batches)
+            x, y = to(pinned(batch) if self._where.type == "cuda" else batch, self._where)
             if self.step.channels_last and isinstance(x, Tensor) and x.dim() == 4:
                 x = x.contiguous(memory_format=torch.channels_last)
             taken.append(((x, y), len(y)))
@@ -258,21 +295,23 @@ class Training:
             loss = rule.loss(self.run, loss, batch, output)
         return loss
 
-    def _log(self, epoch: int, loss: float, more: dict[str, float]) -> None:
+    def _log(self, epoch: int, loss: float | Tensor, more: dict[str, Tensor]) -> None:
         run = self.run
-        last = self._batch >= len(self.loader)
-        figures: dict[str, int | float] = {
-            "step": run.step,
-            "epoch": epoch + 1,
-            "train/loss": loss,
-            **more,
-            **run.notes,
-        }
-        if last or run.step % 10 == 0 or run.notes:
+        figures: dict[str, Any] = {"step": run.step, "epoch": epoch + 1, "train/loss": loss, **more, **run.notes}
+        written = self._batch >= len(self.loader) or run.step % INTERVAL == 0 or bool(run.notes)
+        if written:
             figures |= {"lr": self._optimizer.param_groups[0]["lr"], **self._counts()}
-            self._metrics.write(**figures)
-        if self.watch is not None:
-            self.watch(figures)
+        self._figures.add(figures, written)
+        if self._due():
+            self._send()
+
+    def _send(self) -> None:
+        """Hand the figures on that wait; on CUDA this is where a loss is noticed that is no longer finite."""
+        rows = self._figures.fetch()
+        if rows and self._late:
+            row = next((row for row in rows if not math.isfinite(row["train/loss"])), rows[-1])
+            self._check_loss(row["train/loss"], row["step"] - 1, row["epoch"])
+        self._figures.send()
 
     def _counts(self) -> dict[str, int | float]:
         """Weights kept and sparsity; counted again only when the masks have changed."""
@@ -318,17 +357,17 @@ class Training:
         return self._seconds + time.perf_counter() - self._clock
 
     def _checkpoint(self) -> None:
-        if self.folder is None:
+        folder, run = self.folder, self.run
+        if folder is None:
             return
+        self._send()  # the metrics file is as long as the checkpoint says, and no NaN gets into one
         random: list[Any] = [streams.global_state()]
         if distributed.world() > 1:
             random = random * distributed.world()
             dist.all_gather_object(random, streams.global_state())
-        if distributed.rank() != 0:
-            return
-        run = self.run
         self._saved_at = run.step
-        save_state(self.folder, {
+        distributed.first(lambda: save_state(folder, {
+            "asked": self._asked(),
             "model": unwrap(self.model).state_dict(),
             "optimizer": self._optimizer.state_dict(),
             "ema": self._ema.state_dict() if self._ema is not None else {},
@@ -338,7 +377,7 @@ class Training:
             "best": self._best, "best_kept": self._best_kept, "best_masks": dict(self.best_masks or {}),
             "metrics": self._metrics.size, "seconds": self.seconds(),
             "random": random,
-        })  # fmt: skip
+        }))  # fmt: skip
 
 
 def _call_wrapped(model: nn.Module, inputs: Any) -> Any:
@@ -348,28 +387,6 @@ def _call_wrapped(model: nn.Module, inputs: Any) -> Any:
     else:
         output = model(*inputs) if isinstance(inputs, tuple) else model(inputs)
     return getattr(output, "logits", output)
-
-
-@contextlib.contextmanager
-def _interrupts() -> Iterator[Callable[[], bool]]:
-    """Hold the first Ctrl-C back until a step is whole; a second one stops at once (the last checkpoint stays)."""
-    pressed = False
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    before = signal.getsignal(signal.SIGINT)
-
-    def handler(number: int, frame: Any) -> None:
-        nonlocal pressed
-        if pressed:
-            raise KeyboardInterrupt
-        pressed = True
-
-    signal.signal(signal.SIGINT, handler)
-    try:
-        yield lambda: pressed
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def needs_teacher(rules: tuple[Rule, ...]) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -30,6 +31,7 @@ from secateur.engine.folder import CARD, WEIGHTS, Artefact, load_state, origin, 
 from secateur.engine.loop import Training, needs_teacher
 from secateur.engine.measure import verdict
 from secateur.engine.recipe import MeasureStep, PruneStep, Recipe, TrainStep
+from secateur.engine.sources import sources
 from secateur.engine.start import Listener, State, begin
 from secateur.probes.accuracy import Accuracy
 
@@ -63,7 +65,8 @@ class Runner:
             KeyboardInterrupt: after a checkpoint, so that running again goes on.
         """
         data = self.data()
-        keys = self.recipe.keys(self._origin(data))
+        keys = self._keys(data)
+        data = _near(data)
         state = begin(self.recipe, data, self.listener, self.dense)
         with _alone(self.out) if distributed.rank() == 0 else contextlib.nullcontext():
             self._write_run(keys)
@@ -90,9 +93,7 @@ class Runner:
         """What :meth:`run` would do: a row a step with its key, and whether it is done. Trains nothing."""
         data = self.data()
         rows = []
-        for number, (step, key) in enumerate(
-            zip(self.recipe.steps, self.recipe.keys(self._origin(data)), strict=True), 1
-        ):
+        for number, (step, key) in enumerate(zip(self.recipe.steps, self._keys(data), strict=True), 1):
             folder = self.out / f"{number}-{step.do}-{key}"
             state = "done" if (folder / CARD).is_file() else "unfinished" if (folder / STATE).is_file() else "to do"
             rows.append({"number": number, "do": step.do, "key": key, "folder": str(folder), "state": state})
@@ -109,18 +110,34 @@ class Runner:
         split = data.train.take(order)
         return Task(net, CrossEntropy(), Loader(split, min(256, count), mean=data.mean, std=data.std))
 
+    def _keys(self, data: Dataset) -> list[str]:
+        """A key for every step; the user's own code in it or in a step before counts by its content."""
+        keys, above = self.recipe.keys(self._origin(data)), []
+        for place, entry in enumerate(self.recipe.to_table()["step"]):
+            if own := sources(entry):
+                above.append(own)
+            if above:
+                keys[place] = hashlib.sha256("/".join((keys[place], *above)).encode()).hexdigest()[:12]
+        return keys
+
     def _origin(self, data: Dataset) -> str:
-        """Digest of the data and of the weights a run begins with: results are reused only when both are the same."""
+        """Digest of the data, of the weights a run begins with and of the user's own code that makes network and data.
+
+        Results are reused only when all are the same.
+        """
         load = Path(self.recipe.model.load) if self.recipe.model.load else None
         weights = "" if load is None else Artefact.open(load).digest if load.is_dir() else file_digest(load)
         teachers = [
             Artefact.open(s.teacher).digest for s in self.recipe.steps if isinstance(s, TrainStep) and s.teacher
         ]
-        return "/".join((data.digest, weights, *teachers))
+        own = sources([self.recipe.to_table()[part] for part in ("model", "data")])
+        return "/".join((data.digest, weights, *teachers, *([own] if own else [])))
 
-    def _step(self, number: int, step: Any, key: str, folder: Path, state: State, data: Dataset) -> State:
-        steps = self._length(step, data)
-        if (folder / CARD).is_file():
+    def _step(self, number: int, step: Any, key: str, folder: Path, given: State, data: Dataset) -> State:
+        steps, state = self._length(step, data), given
+        done = (folder / CARD).is_file()
+        distributed.barrier()  # all have looked before the first process writes one
+        if done:
             card = read_json(folder / CARD)
             if distributed.rank() == 0:  # a process killed right after it wrote the card had no time for this
                 (folder / STATE).unlink(missing_ok=True)
@@ -135,17 +152,16 @@ class Runner:
         began = time.perf_counter()
         about = {"do": step.do, "key": key, "seed": self.recipe.seed}
         if isinstance(step, MeasureStep):
-            self._measure(step, folder, state, data, about)
+            distributed.first(lambda: self._measure(step, folder, given, data, about))
         else:
             extra = (
-                self._train(step, folder, state, data)
+                self._train(step, folder, given, data)
                 if isinstance(step, TrainStep)
-                else self._prune(step, state, data)
+                else self._prune(step, given, data)
             )
             extra.setdefault("seconds", round(time.perf_counter() - began, 3))
-            if distributed.rank() == 0:
-                self._save(folder, state, data, {**about, **extra}, number)
-            distributed.barrier()
+            facts = {**about, **extra}
+            distributed.first(lambda: self._save(folder, given, data, facts, number))
             state = self._reload(folder, state)
         self.listener.end(number, step, read_json(folder / CARD), skipped=False)
         return state
@@ -230,8 +246,6 @@ class Runner:
         (folder / STATE).unlink(missing_ok=True)
 
     def _measure(self, step: MeasureStep, folder: Path, state: State, data: Dataset, about: dict[str, Any]) -> None:
-        if distributed.rank() != 0:
-            return
         pruned = state.artefact
         if pruned is None:
             raise UsageError("there is nothing to measure yet; put a train or prune step before, or pass a run folder.")
@@ -276,6 +290,15 @@ class Runner:
         write_json(
             self.out / "run.json", {"format": "secateur.run/1", "title": title, "seed": self.recipe.seed, "steps": rows}
         )
+
+
+def _near(data: Dataset) -> Dataset:
+    """The data on the CUDA device when half of its free memory holds them: then batches are made there."""
+    where = distributed.device()
+    if where.type != "cuda":
+        return data
+    size = sum(tensor.nbytes for _, split in data.splits() for tensor in (split.x, split.y))
+    return data.to(where) if 2 * size < torch.cuda.mem_get_info(where)[0] else data
 
 
 def _figures(task: Task) -> dict[str, float]:

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from secateur.core import streams
-from secateur.core.errors import FileError, UsageError
+from secateur.core.errors import FileError, ModelError, UsageError
 from secateur.core.files import read_tensors
 from secateur.core.masks import Masks
 from secateur.core.prunable import check_finite, coverage
@@ -18,6 +18,7 @@ from secateur.data import Dataset
 from secateur.engine import distributed
 from secateur.engine.folder import CARD, WEIGHTS, Artefact, load_state
 from secateur.engine.recipe import Recipe
+from secateur.engine.trial import check_fits, check_shaped
 from secateur.nets import build
 
 
@@ -61,17 +62,19 @@ def begin(recipe: Recipe, data: Dataset, listener: Listener, dense: str = "") ->
     Raises:
         UsageError: when no network is named, or it was made for other data.
         FileError: when a file is missing, damaged or of another network.
-        ModelError: when weights are not finite.
+        ModelError: when weights are not finite, or one batch of the data does not go through the network.
     """
     load = Path(recipe.model.load) if recipe.model.load else None
     if load is not None and not load.is_file():
         state = _from_folder(recipe, data, Artefact.open(load), dense)
     else:
         state = _fresh(recipe, data, load, listener)
+    check_shaped(state.net)
     check_finite({name: p for name, p in state.net.named_parameters()})
     where = distributed.device()
     state.net.to(where)
     state.masks = state.masks.to(where)
+    check_fits(recipe, data, state.net)
     return state
 
 
@@ -82,7 +85,7 @@ def _from_folder(recipe: Recipe, data: Dataset, artefact: Artefact, dense: str) 
         net = build(model["use"], tuple(data.input_shape), data.outputs, **model["options"])
         load_state(net, artefact.state(), str(artefact.folder / WEIGHTS))
     else:
-        _check_fits(model, data, artefact.folder)
+        _check_same_data(model, data, artefact.folder)
     left = dict(artefact.structure.get("left_alone", {}))
     return State(net or artefact.build(), artefact.masks(), model, left, artefact, _dense_of(artefact, dense))
 
@@ -119,7 +122,21 @@ def _from_file(net: nn.Module, load: Path | None, listener: Listener) -> Masks:
     return masks
 
 
-def _check_fits(model: Mapping[str, Any], data: Dataset, folder: Path) -> None:
+def zeros_of(net: nn.Module) -> Masks | None:
+    """The masks that the zeros of a network stand for when it plainly has been pruned; None for any other network.
+
+    Some zeros have other reasons: a tensor of nothing else starts so (often the last one of a block), and a few come
+    by chance (in bfloat16 up to one in 256). So whole tensors count as kept, and one weight in a hundred must be zero.
+    """
+    try:
+        found = Masks.from_zeros(net)
+    except ModelError:  # nothing in it is pruned unless it is named
+        return None
+    masks = Masks({name: mask if bool(mask.any()) else ~mask for name, mask in found.items()})
+    return masks if masks.sparsity >= 0.01 else None
+
+
+def _check_same_data(model: Mapping[str, Any], data: Dataset, folder: Path) -> None:
     shape, outputs = model.get("input_shape"), model.get("outputs")
     if (shape and list(shape) != list(data.input_shape)) or (outputs and outputs != data.outputs):
         raise UsageError(

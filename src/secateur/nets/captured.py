@@ -10,6 +10,11 @@ from torch import nn
 
 from secateur.core.errors import FileError
 
+CAPTURE = (
+    'torch.export.save(torch.export.export(model, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},)), path)'
+)
+"""How to capture a network for batches of any size."""
+
 _MARKS = ("archive_format", "serialized_exported_program.json")
 
 
@@ -26,7 +31,7 @@ def load(path: str) -> nn.Module:
     file = Path(path).expanduser()
     if not file.is_file():
         raise FileError(f"there is no file {path!r} (looked in {Path.cwd()}). Check the path.")
-    cure = "Write it anew with torch.export.save(torch.export.export(model, (example,)), path)."
+    cure = f"Write it anew with {CAPTURE}."
     try:
         with zipfile.ZipFile(file) as archive:
             members = {member.rpartition("/")[2] for member in archive.namelist()}
