@@ -1,6 +1,7 @@
 // Convolution without im2col. A band of input rows is copied once, padded and with one plane for each remainder of the
 // stride; then every tap of the kernel is a constant offset, and output pixels of all rows are one contiguous run.
 #include <cstring>
+#include <unordered_map>
 
 #include "plain_base.hpp"
 #include "plain_math.hpp"
@@ -21,11 +22,12 @@ struct Taps {
     int64_t reach = 0;                   // largest shift
 
     Taps(int64_t kernel, int64_t stride, int64_t dilation) {
+        std::unordered_map<int64_t, int64_t> known;
         for (int64_t k = 0; k < kernel; ++k) {
-            const int64_t at = k * dilation, r = at % stride;
-            const auto found = std::find(rest.begin(), rest.end(), r);
-            plane.push_back(found - rest.begin());
-            if (found == rest.end()) rest.push_back(r);
+            const int64_t at = k * dilation;
+            const auto found = known.emplace(at % stride, planes());
+            plane.push_back(found.first->second);
+            if (found.second) rest.push_back(at % stride);
             shift.push_back(at / stride);
             reach = std::max(reach, shift.back());
         }
@@ -128,7 +130,7 @@ private:
     }
     // Channels are split too when images and bands alone are too few parts.
     void divide(double weights) {
-        const double work = weights * static_cast<double>(x_[0] * y_[2] * y_[3]);
+        const double work = (weights + static_cast<double>(8 * y_[1])) * static_cast<double>(x_[0] * y_[2] * y_[3]);
         const int64_t whole = x_[0] * bands_;
         chunks_ = clamp(ceil_div(parts_for(work, kMaxParts), whole), 1, ceil_div(y_[1], 16));
         set_work(whole * chunks_, work);

@@ -28,8 +28,8 @@ void combine(Fn fn, const float* a, int64_t sa, const float* b, int64_t sb, floa
         case Fn::sub: return zip(a, sa, b, sb, out, n, [](float x, float y) { return x - y; });
         case Fn::mul: return zip(a, sa, b, sb, out, n, [](float x, float y) { return x * y; });
         case Fn::div: return zip(a, sa, b, sb, out, n, [](float x, float y) { return x / y; });
-        case Fn::max: return zip(a, sa, b, sb, out, n, max_nan);
-        case Fn::min: return zip(a, sa, b, sb, out, n, min_nan);
+        case Fn::max: return zip(a, sa, b, sb, out, n, [](float x, float y) { return max_nan(x, y); });
+        case Fn::min: return zip(a, sa, b, sb, out, n, [](float x, float y) { return min_nan(x, y); });
         default: throw Error(SEC_ERROR_INTERNAL, "a function of two arguments that is none");
     }
 }

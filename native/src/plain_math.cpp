@@ -106,13 +106,8 @@ double sum_of_squares(const float* x, int64_t n, float minus) {
 
 float maximum(const float* x, int64_t n) {
     F4 top = F4{} + x[0];
-    typedef int32_t I4 __attribute__((vector_size(16)));
     int64_t i = 0;
-    for (; i + 4 <= n; i += 4) {
-        const F4 v = load4(x + i);
-        const I4 take = (v > top) | (v != v);
-        top = (F4)(((I4)v & take) | ((I4)top & ~take));
-    }
+    for (; i + 4 <= n; i += 4) top = max_nan(load4(x + i), top);
     float out = max_nan(max_nan(top[0], top[1]), max_nan(top[2], top[3]));
     for (; i < n; ++i) out = max_nan(out, x[i]);
     return out;

@@ -18,9 +18,21 @@ typedef float F4 __attribute__((vector_size(16)));
 inline F4 load4(const float* p) { F4 v; std::memcpy(&v, p, sizeof v); return v; }
 inline void store4(float* p, F4 v) { std::memcpy(p, &v, sizeof v); }
 
-// The larger; NaN when either is.
-inline float max_nan(float a, float b) { return a > b || a != a ? a : b; }
-inline float min_nan(float a, float b) { return a < b || a != a ? a : b; }
+// The larger; NaN when either is. The test for NaN is a branch that is never taken, the rest one instruction.
+inline float max_nan(float a, float b) {
+    if (a != a) return a;
+    return a > b ? a : b;
+}
+inline float min_nan(float a, float b) {
+    if (a != a) return a;
+    return a < b ? a : b;
+}
+
+inline F4 max_nan(F4 a, F4 b) {
+    typedef int32_t I4 __attribute__((vector_size(16)));
+    const I4 take = (a > b) | (a != a);
+    return (F4)(((I4)a & take) | ((I4)b & ~take));
+}
 
 // Double between blocks: a long float sum would lose its small terms.
 double sum(const float* x, int64_t n);

@@ -59,7 +59,7 @@ protected:
     }
 
 private:
-    // Floats of the buffers in the scratch: a layer's output, the inputs' share of all gates, one step's gates, a state.
+    // Floats of the scratch's buffers: a layer's output, the inputs' share of all gates, one step's gates, a state.
     int64_t between() const { return round_up(together_ * steps_ * dirs_ * hidden_, 16); }
     int64_t shares() const { return round_up(together_ * steps_ * gates_, 16); }
     int64_t pre() const { return round_up(together_ * gates_, 16); }
