@@ -294,6 +294,9 @@ void Builder::node(int index) {
         case Op::reshape: return reshape(n);
         default: break;
     }
+    if (s == Slot::plain && n.op == Op::reduce && slot(n.in[0]) == Slot::image && n.attrs.fn == Fn::mean &&
+        n.attrs.axes == std::vector<int64_t>{2, 3})
+        return plain_mean(n);
     if (s == Slot::plain) return plain_node(n);
     switch (n.op) {
         case Op::conv:

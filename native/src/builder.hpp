@@ -40,6 +40,7 @@ private:
     void product(const Node& n);
     void pool(const Node& n);
     void mean(const Node& n);
+    void plain_mean(const Node& n);
     void binary(const Node& n);
     void unary(const Node& n);
     void affine(const Node& n);

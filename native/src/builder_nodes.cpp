@@ -58,6 +58,18 @@ void Builder::mean(const Node& n) {
     add(make_mean(in, out, machine_), {in.ref}, {out.ref});
 }
 
+// The mean over a map that the network reads as [N, C]: taken in lanes, then written out.
+void Builder::plain_mean(const Node& n) {
+    const int x = n.in[0], y = n.out[0];
+    const Form in = image(x, lay_.rows[at(x)]);
+    Form middle;
+    middle.shape = replicated_shape({shape(x)[0], shape(x)[1], 1, 1}, lay_.spread, in.shape.lanes);
+    middle.ref.buffer = new_buffer(middle.shape.floats(), true), middle.ref.offset = middle.shape.origin();
+    add(make_mean(in, middle, machine_), {in.ref}, {middle.ref});
+    const Ref out = new_plain(y);
+    add(make_pack(out, middle, true, machine_), {middle.ref}, {out});
+}
+
 void Builder::binary(const Node& n) {
     const BinaryPlan p = plan_binary(g_, n, out_->shapes, lay_.slot);
     const int a = n.in[at(p.lane)], b = n.in[at(1 - p.lane)], y = n.out[0];

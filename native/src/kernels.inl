@@ -565,20 +565,25 @@ SEC_INLINE float act_one(float x, Act act) {
 }
 void csr(const int32_t* ptr, const uint16_t* index, const float* values, const float* x, const float* bias,
          const float* res, float* y, int64_t r0, int64_t r1, Act act) {
+    typedef float Q __attribute__((vector_size(16)));
+    typedef float Qany __attribute__((vector_size(16), aligned(4)));
     for (int64_t r = r0; r < r1; ++r) {
         const int32_t b = ptr[r], e = ptr[r + 1];
-        float s0 = 0, s1 = 0, s2 = 0, s3 = 0, s4 = 0, s5 = 0;
+        Q s0 = {}, s1 = {};
         int32_t i = b;
-        for (; i + 6 <= e; i += 6) {
-            s0 += values[i] * x[index[i]];
-            s1 += values[i + 1] * x[index[i + 1]];
-            s2 += values[i + 2] * x[index[i + 2]];
-            s3 += values[i + 3] * x[index[i + 3]];
-            s4 += values[i + 4] * x[index[i + 4]];
-            s5 += values[i + 5] * x[index[i + 5]];
+        for (; i + 8 <= e; i += 8) {        // one load brings four indices: loads are what bounds this loop
+            uint64_t p, q;
+            std::memcpy(&p, index + i, 8);
+            std::memcpy(&q, index + i + 4, 8);
+            const Q u = {x[p & 0xffff], x[p >> 16 & 0xffff], x[p >> 32 & 0xffff], x[p >> 48]};
+            const Q w = {x[q & 0xffff], x[q >> 16 & 0xffff], x[q >> 32 & 0xffff], x[q >> 48]};
+            s0 += *reinterpret_cast<const Qany*>(values + i) * u;
+            s1 += *reinterpret_cast<const Qany*>(values + i + 4) * w;
         }
-        for (; i < e; ++i) s0 += values[i] * x[index[i]];
-        float v = ((s0 + s1) + (s2 + s3)) + (s4 + s5) + (bias ? bias[r] : 0.0f) + (res ? res[r] : 0.0f);
+        float tail = 0;
+        for (; i < e; ++i) tail += values[i] * x[index[i]];
+        s0 += s1;
+        const float v = tail + ((s0[0] + s0[1]) + (s0[2] + s0[3])) + (bias ? bias[r] : 0.0f) + (res ? res[r] : 0.0f);
         y[r] = act == Act::relu ? (v < 0 ? 0.0f : v) : act_one(v, act);
     }
 }

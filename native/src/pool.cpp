@@ -62,7 +62,13 @@ bool Pool::claim(uint32_t epoch, int thread) {
         const int64_t tile = static_cast<int64_t>(next & 0xffffffffu);
         if (tile == 0xffffffff || tile >= tiles_.load(std::memory_order_relaxed)) return false;
         if (next_.compare_exchange_weak(next, next + 1, std::memory_order_acq_rel)) {
-            run(job, tile, thread);
+            try {
+                run(job, tile, thread);
+            } catch (...) {
+                std::lock_guard<std::mutex> lock(mutex_);
+                if (!thrown_) thrown_ = std::current_exception();
+                failed_ = true;
+            }
             left_.fetch_sub(1, std::memory_order_acq_rel);
             return true;
         }
@@ -80,6 +86,12 @@ void Pool::run(Run run, void* job, int64_t tiles) {
     for (int spins = 0; left_.load(std::memory_order_acquire) > 0; ++spins) {
         if (spins < 2000) pause();
         else std::this_thread::yield();
+    }
+    if (failed_.exchange(false)) {
+        std::lock_guard<std::mutex> lock(mutex_);
+        std::exception_ptr thrown;
+        std::swap(thrown, thrown_);
+        std::rethrow_exception(thrown);
     }
 }
 

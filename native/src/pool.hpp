@@ -3,6 +3,7 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
+#include <exception>
 #include <mutex>
 #include <thread>
 #include <vector>
@@ -18,6 +19,7 @@ public:
     Pool& operator=(const Pool&) = delete;
     int threads() const { return static_cast<int>(workers_.size()) + 1; }
     // Calls run(job, i, thread) for every i below `tiles`, on all threads and the caller's; returns when all are done.
+    // What a tile throws is thrown here, after the other tiles.
     void run(Run run, void* job, int64_t tiles);
     // Between these the workers spin longer: a run has many short steps.
     void begin();
@@ -37,6 +39,8 @@ private:
     std::atomic<bool> active_{false}, stop_{false};
     std::atomic<int> sleepers_{0};
     uint32_t epoch_ = 0;
+    std::exception_ptr thrown_;               // under mutex_
+    std::atomic<bool> failed_{false};
     std::mutex mutex_;
     std::condition_variable wake_;
 };

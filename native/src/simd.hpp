@@ -45,7 +45,7 @@ SEC_INLINE V max_nan(V a, V b) { return nan_from(a, nan_from(b, vmax(a, b))); }
 SEC_INLINE V min_nan(V a, V b) { return nan_from(a, nan_from(b, vmin(a, b))); }
 SEC_INLINE V vabs(V x) { return bits_and(x, splat_i(0x7fffffff)); }
 SEC_INLINE V vsqrt(V x) {
-    V v;
+    V v{};
     SEC_UNROLL for (int i = 0; i < L; ++i) v[i] = __builtin_sqrtf(x[i]);
     return v;
 }

@@ -34,6 +34,7 @@ _PLACES = {
     "Runner": "engine",
     "save": "engine",
     "load": "engine",
+    "compile": "engine",
 }
 
 __all__ = [*_PLACES, "__version__"]
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
     from secateur.engine import Recipe as Recipe
     from secateur.engine import Runner as Runner
     from secateur.engine import TrainStep as TrainStep
+    from secateur.engine import compile as compile
     from secateur.engine import load as load
     from secateur.engine import plan as plan
     from secateur.engine import prune as prune

@@ -36,7 +36,7 @@ NETS = {
     "lenet5": ("lenet5", {}, (2, 1, 28, 28), {"conv": 2, "max_pool": 2, "reshape": 1, "linear": 2}),
     "lenet5-odd": ("lenet5", {"size": 27}, (2, 1, 27, 27), {"conv": 2, "max_pool": 2, "reshape": 1, "linear": 2}),
     "vgg11": ("vgg11", {"width": 0.25}, IMAGE, {"conv": 8, "max_pool": 5, "reduce": 1, "linear": 1}),
-    "resnet20": ("resnet20", {}, IMAGE, {"conv": 19, "slice": 4, "pad": 2, "reduce": 1, "linear": 1}),
+    "resnet20": ("resnet20", {}, IMAGE, {"conv": 21, "reduce": 1, "linear": 1}),
     "resnet20-B": ("resnet20", {"shortcut": "B"}, IMAGE, {"conv": 21, "reduce": 1, "linear": 1}),
     "wide": ("wide_resnet", {"depth": 10, "widen": 1}, IMAGE, {"conv": 9, "affine": 4, "reduce": 1, "linear": 1}),
     "resnet18": ("resnet18", {"width": 8}, IMAGE, {"conv": 20, "max_pool": 1, "reduce": 1, "linear": 1}),
@@ -126,6 +126,11 @@ LAYERS = {
         SEQUENCE, {"linear": 8, "slice": 6, "attention": 2, "layer_norm": 4},
     ),
     "by-hand": (kit.ByHand, (2, 6, 8), {"linear": 2, "slice": 3, "attention": 1}),
+    "both-scaled": (
+        lambda: Call(lambda m, x: torch.softmax((m[0](x) * 0.6) @ (m[1](x) / 2).mT * 0.9, -1) @ x,
+                     nn.Linear(8, 8), nn.Linear(8, 8)),
+        SEQUENCE, {"linear": 2, "attention": 1},
+    ),
     "by-hand-finite": (lambda: kit.ByHand(fill=-1e9), (2, 6, 8), {"linear": 2, "slice": 3, "attention": 1}),
     "by-hand-soft": (lambda: kit.ByHand(fill=-2.0), (2, 6, 8), None),
     "rotary": (lambda: Call(kit.rotate, *(nn.Linear(8, 8) for _ in range(3))), SEQUENCE, None),
@@ -259,8 +264,8 @@ def test_any_chain_of_views_agrees_with_torch(seed):
         elif kind == 4:
             at = pick(rank)
             if shape[at] in (3, 6):
-                shape[at] = 2
-                moves.append(lambda x, m, at=at: x.narrow(at, 1, 2))
+                start, shape[at] = (1, 2) if shape[at] == 3 else (2, 4)
+                moves.append(lambda x, m, at=at, start=start, length=shape[at]: x.narrow(at, start, length))
         elif kind == 5:
             moves.append(lambda x, m: x + torch.sigmoid(x) * torch.arange(1.0, x.shape[-1] + 1))
         elif kind == 6:

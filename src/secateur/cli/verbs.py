@@ -108,6 +108,24 @@ def _doctor(p: argparse.ArgumentParser) -> None:
     p.add_argument("--json", action="store_true", help="print as JSON")
 
 
+def _bench(p: argparse.ArgumentParser) -> None:
+    p.add_argument("start", nargs="?", metavar="FOLDER", help="a run folder")
+    p.add_argument("--net", metavar="NAME", help="a network instead: of secateur.nets, module:function, or a .pt2 file")
+    p.add_argument("--shape", metavar="A,B,C", help="the input's shape without the batch (default: the folder's data)")
+    p.add_argument("--tokens", type=int, metavar="N", help="the input is token ids below N")
+    p.add_argument("--zeros", type=float, metavar="X", help="first set this share of each weight to zero, at random")
+    p.add_argument("--batch", type=int, nargs="+", metavar="N", help="batch sizes (default 1)")
+    p.add_argument("--threads", type=int, metavar="N", help="threads of every candidate (default: torch's)")
+    p.add_argument("--rounds", type=int, default=5, metavar="N", help="rounds in which each has its turn (default 5)")
+    p.add_argument("--seconds", type=float, default=1.0, metavar="X", help="time of a turn (default 1)")
+    p.add_argument("--against", action="append", default=[], metavar="NAME",
+                   help="beside dense torch: onnxruntime, or deepsparse=PYTHON of its environment")  # fmt: skip
+    p.add_argument("--isa", default="auto", metavar="NAME", help="an instruction set (default: the best here)")
+    p.add_argument("--explain", action="store_true", help="one line a layer: path, zeros, time, reason")
+    p.add_argument("--data-dir", metavar="FOLDER", help="where data sets lie (default: $SECATEUR_DATA)")
+    p.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
 VERBS: dict[str, Verb] = {
     "train": Verb("train a network, holding the zeros it has", _train, "train",
                   "example:\n  secateur train --net lenet_300_100 --data digits --epochs 10 -o runs/dense"),
@@ -117,6 +135,8 @@ VERBS: dict[str, Verb] = {
                 "example:\n  secateur run recipes/digits-demo.toml"),
     "measure": Verb("measure a network against the dense one it came from", _measure, "measure",
                     "example:\n  secateur measure runs/dense-prune-params-5pct --probe calibration"),
+    "bench": Verb("time a network, compiled, against dense torch and other engines", _bench, "bench",
+                  "example:\n  secateur bench --net resnet20 --shape 3,32,32 --zeros 0.9 --batch 1 16 --explain"),
     "report": Verb("write report.html and report.json for a run folder", _report, "report"),
     "methods": Verb("list the methods, or show the card of one", _methods, "methods"),
     "doctor": Verb("look for what is wrong with this machine or a file of weights", _doctor, "doctor"),

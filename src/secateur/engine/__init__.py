@@ -1,6 +1,7 @@
 """Runs recipes: the only place that changes networks and writes folders."""
 
 from secateur.engine.api import load, save, train
+from secateur.engine.compiling import compile
 from secateur.engine.cutting import Cut, Forecast, Plan, plan, prune
 from secateur.engine.folder import Artefact
 from secateur.engine.recipe import Recipe, TrainStep
@@ -9,5 +10,5 @@ from secateur.engine.start import Listener
 
 __all__ = [
     "Artefact", "Cut", "Forecast", "Listener", "Plan", "Recipe", "Runner", "TrainStep",
-    "load", "plan", "prune", "save", "train",
+    "compile", "load", "plan", "prune", "save", "train",
 ]  # fmt: skip

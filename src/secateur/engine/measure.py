@@ -11,12 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from secateur.core import streams
+from secateur.core.errors import UsageError
 from secateur.core.losses import CrossEntropy
 from secateur.core.masks import Masks
 from secateur.core.reading import Reading
 from secateur.core.select import top_mask
-from secateur.core.sockets import Probe, name_of
+from secateur.core.sockets import Probe, blame, name_of
 from secateur.core.task import Batch, Task, device_of, to
+from secateur.engine.compiling import clock
 from secateur.engine.folder import MASKS, WEIGHTS, Artefact
 from secateur.probes.accuracy import Accuracy, difference
 from secateur.probes.cost import Cost
@@ -59,6 +61,7 @@ def verdict(
     probes: tuple[Probe, ...] = (),
     baselines: tuple[str, ...] = ("random",),
     seed: int = 0,
+    plan: Path | None = None,
 ) -> Verdict:
     """Measure two artefacts against each other.
 
@@ -70,6 +73,7 @@ def verdict(
         probes: further probes for the pruned network.
         baselines: ``"random"``: random masks on the dense network with the pruned one's counts, untrained.
         seed: for the baselines.
+        plan: folder for the compiled network, which is timed from that file beside dense torch; None leaves it out.
 
     Cost: about four passes over the data and a few seconds of timing.
     """
@@ -83,13 +87,36 @@ def verdict(
     first |= {"latency": slow, "cost": Cost()(before, dense.masks().to(device)), "disk": _bytes(dense.folder)}
     second |= {"latency": fast, "cost": Cost()(after, masks), "disk": _bytes(pruned.folder)}
     change = {"accuracy": difference(after, before), "latency": ratio}
-    extra = {name_of(probe): probe(after, masks) for probe in probes}
+    if plan is not None:
+        timed = clock(one.cpu(), two.cpu(), to(example, torch.device("cpu")), plan, torch.get_num_threads())
+        for net in (one, two):
+            net.to(device)
+        second["compiled"] = timed["compiled"]
+        if "ratio" in timed:
+            first["compiled"], second["plan"], change["compiled"] = timed["against"], timed["plan"], timed["ratio"]
+    extra = {name_of(probe): reading_of(probe, after, masks) for probe in probes}
     random = (
         {"random": _random(dense, masks, data, device, seed)}
         if "random" in baselines and masks.kept < masks.total
         else {}
     )
     return Verdict(first, second, change, random, layers(two, masks, second["cost"]), extra)
+
+
+def reading_of(probe: Probe, task: Task, masks: Masks) -> Reading:
+    """The reading of a probe, checked: it may be a class from outside.
+
+    Raises:
+        UsageError: when it fails, or gives something else than a reading of one number.
+    """
+    with blame(probe):
+        reading: Any = probe(task, masks)
+    if not isinstance(reading, Reading):
+        raise UsageError(f"{probe} gave {type(reading).__name__}; it must give a secateur.Reading: `Reading(value)`.")
+    for name, number in (("value", reading.value), *reading.parts.items()):
+        if not isinstance(number, int | float):
+            raise UsageError(f"{probe} gave a reading with {name} = {number!r}; it must be a number: `float(...)`.")
+    return reading
 
 
 def layers(net: nn.Module, masks: Masks, cost: Reading) -> list[dict[str, Any]]:

@@ -111,7 +111,8 @@ def race(
                 times = runners[name].round(seconds, least)
                 medians[name].append(float(np.median(times)))
                 best[name] = min(best[name], *times)
-        about = {"threads": count, "rounds": rounds, "seconds": seconds, "load before": before, "load after": os.getloadavg()}
+        load = {"load before": before, "load after": os.getloadavg()}
+        about = {"threads": count, "rounds": rounds, "seconds": seconds, **load}
     return Race(medians, best, error, {**about, **_machine()})
 
 
@@ -193,7 +194,7 @@ def onnxruntime(path: Path, inputs: Sequence[Tensor], threads: int) -> Runner:
     options.log_severity_level = 3
     session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     feed = {spec.name: x.numpy() for spec, x in zip(session.get_inputs(), inputs, strict=True)}
-    return lambda: session.run(None, feed)[0]
+    return lambda: np.asarray(session.run(None, feed)[0])
 
 
 _WORKER = """
@@ -234,8 +235,10 @@ class deepsparse:  # noqa: N801 - the rival's own spelling
     def __init__(self, python: str, path: Path, inputs: Sequence[Tensor], threads: int) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="secateur-")
         folder = Path(self._folder.name)
-        np.savez(folder / "in.npz", **{f"x{i}": x.numpy() for i, x in enumerate(inputs)})
-        words = [python, "-c", _WORKER, str(path), str(len(inputs[0])), str(threads), str(folder / "in.npz"), str(folder / "out.npy")]
+        arrays: dict[str, Any] = {f"x{i}": x.numpy() for i, x in enumerate(inputs)}
+        np.savez(folder / "in.npz", **arrays)
+        given, made = str(folder / "in.npz"), str(folder / "out.npy")
+        words = [python, "-c", _WORKER, str(path), str(len(inputs[0])), str(threads), given, made]
         self._log = open(folder / "log", "w+")  # noqa: SIM115 - closed with the process
         try:
             self._process = subprocess.Popen(

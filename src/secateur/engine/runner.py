@@ -25,6 +25,7 @@ from secateur.data import Dataset, Loader
 from secateur.data import load as load_data
 from secateur.engine import distributed
 from secateur.engine.checkpoint import STATE
+from secateur.engine.compiling import PLAN
 from secateur.engine.cutting import plan as make_plan
 from secateur.engine.cutting import prune as carry_out
 from secateur.engine.folder import CARD, WEIGHTS, Artefact, load_state, origin, save, structure_of
@@ -255,10 +256,10 @@ class Runner:
         tests = Loader(data.test, self.recipe.data.evaluation_batch, mean=data.mean, std=data.std)
         made = verdict(
             dense, pruned, tests, device=distributed.device(), probes=step.probes, baselines=step.baselines,
-            seed=self.recipe.seed,
+            seed=self.recipe.seed, plan=folder,
         )  # fmt: skip
         write_json(folder / "verdict.json", made.to_json())
-        files = {"verdict.json": file_digest(folder / "verdict.json")}
+        files = {name: file_digest(folder / name) for name in ("verdict.json", PLAN) if (folder / name).is_file()}
         card = {
             "format": "secateur.card/1",
             **about,

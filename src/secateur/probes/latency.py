@@ -135,6 +135,39 @@ def dense_and_pruned(
     return _reading(slow, count), _reading(fast, count), _ratio(slow, fast)
 
 
+def in_turn(
+    dense: nn.Module,
+    other: Callable[[], object],
+    example: Any,
+    rounds: int = 100,
+    warmup: int = 10,
+    threads: int | None = None,
+) -> tuple[Reading, Reading, Reading]:
+    """Milliseconds of a network in torch and of any other way to compute it, taken in turn, and their ratio.
+
+    Args:
+        dense: the network, timed in evaluation mode.
+        other: what to call beside it.
+        example: inputs of one batch for ``dense``.
+        rounds: calls of each that count.
+        warmup: calls of each before that.
+        threads: threads of torch while it is measured; ``other`` brings its own.
+
+    Returns:
+        Readings of both, and the ratio of their medians (dense / other) with its interval.
+
+    Raises:
+        UsageError: for ``rounds`` or ``threads`` below 1, or ``warmup`` below 0.
+
+    Cost: ``warmup + rounds`` calls of each.
+    """
+    _check(rounds, warmup, threads)
+    with unchanged(), frozen(dense), _threads(threads) as count:
+        times = _in_turn({"dense": _caller(dense, to(example, device_of(dense))), "other": other}, rounds, warmup)
+    slow, fast = times["dense"], times["other"]
+    return _reading(slow, count), _reading(fast, count), _ratio(slow, fast)
+
+
 def _caller(net: nn.Module, inputs: Any) -> Callable[[], object]:
     return lambda: call(net, inputs)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import math
 import re
@@ -164,7 +165,10 @@ def _run(folder: Path) -> RunRecord:
 
 def _step(folder: Path, number: int, do: str, notes: list[str]) -> StepRecord:
     card = as_table(_json(folder / "card.json", notes))
+    before = len(notes)
     verdict = as_table(_json(folder / "verdict.json", notes))
+    if card.get("do") == "measure" and len(notes) == before:
+        notes += _doubts(folder, card, verdict)
     metrics = _metrics(folder / "metrics.jsonl", notes)
     do = do or (card.get("do") if isinstance(card.get("do"), str) else "") or ("measure" if verdict else "train")
     if not card:
@@ -175,6 +179,17 @@ def _step(folder: Path, number: int, do: str, notes: list[str]) -> StepRecord:
     return StepRecord(
         number, str(do), folder, card, metrics, verdict, as_table(_json(folder / "structure.json", notes))
     )
+
+
+def _doubts(folder: Path, card: Mapping[str, Any], verdict: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the verdict of a finished measurement."""
+    place, again = f"{folder.name}/verdict.json", "Delete the folder and run the same command again to measure anew."
+    if not any(as_table(verdict.get(group)) for group in ("dense", "pruned", "change")):
+        return [f"{place} is missing or holds no readings, although the step is finished. {again}"]
+    digest = as_table(card.get("files")).get("verdict.json")
+    if digest is not None and hashlib.sha256((folder / "verdict.json").read_bytes()).hexdigest() != digest:
+        return [f"{place} was changed after it was measured (its digest differs from the card's). {again}"]
+    return []
 
 
 def _json(path: Path, notes: list[str]) -> Any:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from secateur.core.errors import ModelError, UsageError
 from secateur.runtime import planfile
@@ -89,6 +90,7 @@ class Compiled:
         return len(self._parts) == 1 and isinstance(self._parts[0], _Native)
 
     def __call__(self, *inputs: Any) -> Any:
+        """The network's result: a tensor or an array, or a tuple of them."""
         specs = self._captured.inputs
         if len(inputs) != len(specs):
             raise UsageError(
@@ -111,7 +113,7 @@ class Compiled:
                 part.session.prepare(batch)
 
     def save(self, path: str | PathLike[str]) -> Path:
-        """Writes ``plan.safetensors`` (into ``path`` when it is a folder), which `secateur.runtime.load` runs without torch.
+        """Writes the plan, as ``plan.safetensors`` when ``path`` is a folder; running it needs no torch.
 
         Raises:
             ModelError: when parts of the network stay in torch.
@@ -157,7 +159,8 @@ class Compiled:
         rows: list[dict[str, Any]] = []
         for part in self._parts:
             if isinstance(part, _Native):
-                rows += [{"ms": 0.0, "nonzeros": 0, "weights": 0, **step} for step in part.session.explain(batch)["steps"]]
+                steps = part.session.explain(batch)["steps"]
+                rows += [{"ms": 0.0, "nonzeros": 0, "weights": 0, **step} for step in steps]
             else:
                 names = ", ".join(dict.fromkeys(op for op, _ in part.ops))
                 where = ", ".join(dict.fromkeys(where for _, where in part.ops if where))
@@ -210,13 +213,13 @@ def _verify(model: nn.Module, compiled: Compiled, example: Any) -> None:
     finally:
         for module, flag in training.items():
             module.training = flag
-    wanted = [t.float() for t in torch.utils._pytree.tree_leaves(raw) if isinstance(t, Tensor)]
+    wanted = [t.float() for t in pytree.tree_leaves(raw) if isinstance(t, Tensor)]
     low = any(p.dtype in (torch.bfloat16, torch.float16) for p in model.parameters())
     found = compiled(*(t.detach().float() if t.is_floating_point() else t.detach() for t in _flat(example)))
     for index, (a, b) in enumerate(zip(wanted, found if isinstance(found, tuple) else (found,), strict=True)):
         worst, scale = float((a - b).abs().max()) if a.numel() else 0.0, float(a.abs().max()) if a.numel() else 1.0
         if not worst <= (0.05 if low else TOLERANCE) * max(scale, 1e-3) and not bool(a.isnan().any()):
             raise ModelError(
-                f"result {index} of the compiled network differs from torch's by {worst:.3g} (largest value {scale:.3g}). "
-                "Please report the network; `verify=False` skips this check."
+                f"result {index} of the compiled network differs from torch's by {worst:.3g} (largest value "
+                f"{scale:.3g}). Please report the network; `verify=False` skips this check."
             )

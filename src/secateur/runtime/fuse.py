@@ -9,6 +9,7 @@ import numpy as np
 from secateur.runtime.fuse_attention import attend
 from secateur.runtime.fuse_cell import roll
 from secateur.runtime.fuse_layout import arrange
+from secateur.runtime.fuse_subsample import subsample
 from secateur.runtime.lower_ir import Program, Step, bury
 from secateur.runtime.operators import ACTIVATIONS
 
@@ -20,6 +21,7 @@ def fuse(program: Program) -> None:
     attend(program)
     roll(program)
     arrange(program)
+    subsample(program)
     _merge(program)
     bury(program)
     _swish(program)

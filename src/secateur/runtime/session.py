@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import threading
 import weakref
 from collections.abc import Mapping, Sequence
 from os import PathLike
@@ -15,12 +16,13 @@ import numpy as np
 from secateur import _native
 from secateur.core.errors import FileError, ModelError, UsageError
 from secateur.runtime import planfile
-from secateur.runtime.graph import Graph
+from secateur.runtime.graph import Graph, InputSpec
 from secateur.runtime.reference import Reference
 
 __all__ = ["Session", "load"]
 
-_TYPES = {0: np.dtype(np.float32), 1: np.dtype(np.int64)}
+_F32, _I64 = np.dtype(np.float32), np.dtype(np.int64)
+_TYPES = {0: _F32, 1: _I64}
 _CODES = {dtype: code for code, dtype in _TYPES.items()}
 _ERRORS: dict[int, type[Exception]] = {1: FileError, 2: ModelError, 3: UsageError, 4: UsageError}
 _MESSAGE = 1024
@@ -31,9 +33,12 @@ class _Call:
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self._library = library
+        self._texts = threading.local()
 
     def __call__(self, name: str, *arguments: Any) -> None:
-        text = ctypes.create_string_buffer(_MESSAGE)
+        text = getattr(self._texts, "text", None)
+        if text is None:
+            text = self._texts.text = ctypes.create_string_buffer(_MESSAGE)
         code = getattr(self._library, name)(*arguments, text, _MESSAGE)
         if code:
             kind = _ERRORS.get(code, RuntimeError)
@@ -79,6 +84,7 @@ class Session:
         if threads is not None and threads < 1:
             raise UsageError(f"threads is {threads}. Give a number from 1, or None for all cores.")
         self._reference: Reference | None = None
+        self._shapes: dict[int, list[tuple[tuple[int, ...], np.dtype]]] = {}
         self._handle = ctypes.c_void_p()
         library = _native.library()
         self.graph, weights = _open(self.path, library is None or reference)
@@ -113,13 +119,18 @@ class Session:
         self.close()
 
     def __call__(self, *inputs: Any) -> Any:
+        """One array, or a tuple where the network has several results."""
         arrays = self._inputs(inputs)
         if self._reference is not None:
             outputs = self._reference(*arrays)
             return outputs[0] if len(outputs) == 1 else outputs
         batch = self._batch(arrays)
-        outputs = tuple(np.empty(shape, dtype) for shape, dtype in self._outputs(batch))
-        self.run(arrays, outputs)
+        if batch not in self._shapes:
+            if len(self._shapes) > 64:
+                self._shapes.clear()
+            self._shapes[batch] = self._outputs(batch)
+        outputs = tuple([np.empty(shape, dtype) for shape, dtype in self._shapes[batch]])
+        self._run(arrays, outputs)
         return outputs[0] if len(outputs) == 1 else outputs
 
     def run(self, inputs: Sequence[np.ndarray], outputs: Sequence[np.ndarray]) -> None:
@@ -128,6 +139,10 @@ class Session:
         for array in (*inputs, *outputs):
             if not array.flags.c_contiguous or array.dtype not in _CODES or array.ndim > _native.MAX_DIMS:
                 raise UsageError(f"an array is {array.dtype} {array.shape}; give contiguous float32 or int64 arrays.")
+        self._run(inputs, outputs)
+
+    def _run(self, inputs: Sequence[np.ndarray], outputs: Sequence[np.ndarray]) -> None:
+        self._check_open()
         given = (_native.Tensor * max(1, len(inputs)))(*map(_describe, inputs))
         wanted = (_native.Tensor * max(1, len(outputs)))(*map(_describe, outputs))
         self._call("sec_session_run", self._handle, given, len(inputs), wanted, len(outputs))
@@ -151,7 +166,8 @@ class Session:
             A dictionary with ``isa``, ``threads``, ``lanes``, ``bytes`` (activations and packed weights) and ``steps``.
         """
         if self._reference is not None:
-            steps = [{"node": n.name, "op": n.op, "path": "reference", "reason": _native.why_not()} for n in self.graph.nodes]
+            why = _native.why_not() or "asked for"
+            steps = [{"node": n.name, "op": n.op, "path": "reference", "reason": why} for n in self.graph.nodes]
             return {"isa": "reference", "threads": 1, "batch": batch, "steps": steps}
         self.prepare(batch)
         size = self._library.sec_session_explain(self._handle, batch, None, 0)
@@ -167,25 +183,11 @@ class Session:
         if len(inputs) != len(self.graph.inputs):
             names = ", ".join(i.name for i in self.graph.inputs)
             raise UsageError(f"{len(inputs)} inputs given, the network takes {len(self.graph.inputs)}: {names}.")
-        arrays = []
-        for spec, value in zip(self.graph.inputs, inputs, strict=True):
-            array = np.asarray(value)
-            wanted = np.dtype(np.int64 if spec.dtype == "i64" else np.float32)
-            if array.dtype != wanted:
-                kinds = "iu" if spec.dtype == "i64" else "fiu"
-                if array.dtype.kind not in kinds:
-                    raise UsageError(f"input '{spec.name}' is {array.dtype}; the network takes {wanted}.")
-                array = array.astype(wanted)
-            shape = tuple(spec.shape)
-            free = [n for n, want in zip(array.shape, shape, strict=False) if want == 0]
-            if len(array.shape) != len(shape) or any(w not in (0, n) for n, w in zip(array.shape, shape, strict=False)) or 0 in free:
-                wants = ["batch" if n == 0 else n for n in shape]
-                raise UsageError(f"input '{spec.name}' has shape {list(array.shape)}; the network takes {wants}.")
-            arrays.append(np.ascontiguousarray(array))
-        return arrays
+        return [_fitting(spec, np.asarray(value)) for spec, value in zip(self.graph.inputs, inputs, strict=True)]
 
     def _batch(self, arrays: Sequence[np.ndarray]) -> int:
-        sizes = {a.shape[0] for a, spec in zip(arrays, self.graph.inputs, strict=True) if spec.shape and spec.shape[0] == 0}
+        pairs = zip(arrays, self.graph.inputs, strict=True)
+        sizes = {array.shape[0] for array, spec in pairs if spec.shape[:1] == (0,)}
         if len(sizes) > 1:
             raise UsageError(f"the inputs have different batch sizes: {sorted(sizes)}.")
         return sizes.pop() if sizes else 1
@@ -198,6 +200,23 @@ class Session:
             self._call("sec_session_output", self._handle, batch, index, ctypes.byref(spec))
             found.append((tuple(spec.shape[: spec.ndim]), _TYPES[spec.dtype]))
         return found
+
+
+def _fitting(spec: InputSpec, array: np.ndarray) -> np.ndarray:
+    """The array as the core reads it: the right type and shape, contiguous; copied only where it is not."""
+    wanted = _F32 if spec.dtype == "f32" else _I64
+    if array.dtype != wanted:
+        if array.dtype.kind not in ("fiu" if wanted is _F32 else "iu"):
+            raise UsageError(f"input '{spec.name}' is {array.dtype}; the network takes {wanted}.")
+        array = array.astype(wanted)
+    shape, given = tuple(spec.shape), array.shape
+    fits = given == shape or (
+        shape[:1] == (0,) and len(given) == len(shape) and given[1:] == shape[1:] and given[0] > 0
+    )
+    if not fits:
+        wants = ["batch", *shape[1:]] if shape[:1] == (0,) else list(shape)
+        raise UsageError(f"input '{spec.name}' has shape {list(given)}; the network takes {wants}.")
+    return np.ascontiguousarray(array)
 
 
 def _plan_path(source: str | PathLike[str]) -> Path:
@@ -218,5 +237,3 @@ def _open(path: Path, with_weights: bool) -> tuple[Graph, dict[str, np.ndarray]]
 def load(source: str | PathLike[str], **options: Any) -> Session:
     """Opens a plan file, or a folder that holds one; needs no torch. For the options see `Session`."""
     return Session(source, **options)
-
-

@@ -12,11 +12,13 @@ from secateur.report.sections import EMPTY, Cell, Number
 from secateur.report.source import RunRecord, StepRecord, as_finite, as_number, as_table
 from secateur.report.views.cells import accuracy_cell, points_cell, readings, speed_cell, time_cell
 
-ACCURACY, TIME, FILE, PACKED, KEPT = (
+ACCURACY, TIME, FAST, FILE, PACKED, PLAN, KEPT = (
     "Accuracy",
     "Time for one example",
+    "The same, compiled (from the plan file)",
     "File on disk",
     "File, compressed",
+    "Plan file",
     "Weights kept",
 )
 _COSTS = (
@@ -63,7 +65,7 @@ class Pair:
 
     def rows(self) -> list[Row]:
         """Accuracy, time, and bytes."""
-        return [*self._accuracy(), *self._latency(), *self._disk()]
+        return [*self._accuracy(), *self._latency(), *self._compiled(), *self._disk()]
 
     def costs(self) -> list[Row]:
         """All parameters, and multiply-adds as stored and with zeros left out."""
@@ -90,6 +92,14 @@ class Pair:
         change = speed_cell(self.change.get("latency"))
         return [Row(TIME, time_cell(dense), time_cell(pruned), change, _tone(change, 1, "slower", "faster"))]
 
+    def _compiled(self) -> list[Row]:
+        """Dense torch beside the plan on the compiled core, a race of their own."""
+        dense, pruned = self.both("compiled")
+        if pruned is None or as_finite(pruned.value) is None:
+            return []
+        change = speed_cell(self.change.get("compiled"))
+        return [Row(FAST, time_cell(dense), time_cell(pruned), change, _tone(change, 1, "slower", "faster"))]
+
     def _disk(self) -> list[Row]:
         dense, pruned = self.both("disk")
         rows = []
@@ -99,6 +109,9 @@ class Pair:
         one, two = self.part("disk", "weights compressed")
         if one is not None or two is not None:
             rows.append(sized(PACKED, one, two, "B"))
+        plan = self.pruned.get("plan")
+        if plan is not None and dense is not None and as_finite(plan.value) is not None:
+            rows.append(sized(PLAN, as_finite(dense.value), as_finite(plan.value), "B"))
         return rows
 
 

@@ -8,7 +8,7 @@ from secateur.report.numbers import fixed, percent
 from secateur.report.sections import EMPTY, Cell, Column, Number, Section, Table, Tile
 from secateur.report.source import RunRecord, StepRecord, names
 from secateur.report.views.cells import accuracy_cell, in_percent
-from secateur.report.views.rows import ACCURACY, FILE, KEPT, PACKED, TIME, Pair, Row, cut, kept, sized
+from secateur.report.views.rows import ACCURACY, FAST, FILE, KEPT, PACKED, TIME, Pair, Row, cut, kept, sized
 from secateur.report.views.wording import headline, sentences
 
 _CAPTION = (
@@ -96,7 +96,7 @@ def _word(tone: str) -> Cell:
 def _tiles(rows: Sequence[Row]) -> tuple[Tile, ...]:
     """The figures to be seen first."""
     by = {row.label: row for row in rows}
-    wanted = [by[label] for label in (ACCURACY, TIME, PACKED) if label in by]
+    wanted = [by[label] for label in (ACCURACY, FAST if FAST in by else TIME, PACKED) if label in by]
     found = [_tile(row) for row in wanted if row.pruned is not EMPTY]
     weights = by.get(KEPT)
     if weights and isinstance(weights.pruned.value, Number) and isinstance(weights.dense.value, Number):

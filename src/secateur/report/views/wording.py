@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from secateur.report.numbers import percent
 from secateur.report.sections import EMPTY, Number
-from secateur.report.views.rows import ACCURACY, FILE, PACKED, TIME, Pair, Row
+from secateur.report.views.rows import ACCURACY, FAST, FILE, PACKED, TIME, Pair, Row
 
 
 def headline(rows: Sequence[Row], density: Number | None) -> str:
@@ -17,7 +17,8 @@ def headline(rows: Sequence[Row], density: Number | None) -> str:
         density: kept weights in per cent of the prunable ones; None when unknown.
     """
     by = {row.label: row for row in rows}
-    clauses = [*_accuracy_clause(by.get(ACCURACY)), *_time_clause(by.get(TIME)), *_size_clause(by.get(PACKED))]
+    time = _compiled_clause(by.get(FAST)) or _time_clause(by.get(TIME))
+    clauses = [*_accuracy_clause(by.get(ACCURACY)), *time, *_size_clause(by.get(PACKED))]
     begin = "Measured"
     if density is not None:
         begin = "Nothing is pruned" if density == 100 else f"{percent(100 - density)} of the prunable weights are zero"
@@ -27,7 +28,10 @@ def headline(rows: Sequence[Row], density: Number | None) -> str:
 def sentences(pair: Pair, rows: Sequence[Row]) -> list[str]:
     """What the differences mean, and what they do not."""
     by = {row.label: row for row in rows}
-    return [text for text in (_on_accuracy(by.get(ACCURACY)), _on_time(pair, by.get(TIME)), _on_size(by)) if text]
+    said = (
+        _on_accuracy(by.get(ACCURACY)), _on_compiled(pair, by.get(FAST)), _on_time(pair, by.get(TIME)), _on_size(by)
+    )  # fmt: skip
+    return [text for text in said if text]
 
 
 def _accuracy_clause(row: Row | None) -> list[str]:
@@ -45,6 +49,13 @@ def _time_clause(row: Row | None) -> list[str]:
     if row is None or not row.tone:
         return []
     return ["no measurable change of speed" if row.tone == "no clear change" else row.change.text]
+
+
+def _compiled_clause(row: Row | None) -> list[str]:
+    if row is None or not row.tone:
+        return []
+    words = "no measurable change of speed" if row.tone == "no clear change" else row.change.text
+    return [f"compiled it is {words}" if row.tone != "no clear change" else f"{words} when compiled"]
 
 
 def _size_clause(row: Row | None) -> list[str]:
@@ -66,6 +77,19 @@ def _on_accuracy(row: Row | None) -> str:
     return f"{begin} (95 % interval {row.change.span}). {end}"
 
 
+def _on_compiled(pair: Pair, row: Row | None) -> str:
+    found = pair.pruned.get("compiled")
+    if found is None:
+        return ""
+    if row is None:
+        return f"The compiled form has no time: {found.note}."
+    figures = f"{row.dense.text} dense in torch, {row.pruned.text} compiled; {row.change.text}"
+    span = f", 95 % interval {row.change.span}" if row.change.span else ""
+    threads = found.parts.get("threads")
+    with_threads = f" with {int(threads)} thread{'s' if threads > 1 else ''} each" if threads else ""
+    return f"Compiled, taken in turn{with_threads} ({found.note}): {figures}{span}."
+
+
 def _on_time(pair: Pair, row: Row | None) -> str:
     if row is None or not row.change.span:
         return ""
@@ -78,7 +102,7 @@ def _on_time(pair: Pair, row: Row | None) -> str:
     why = ": ordinary dense kernels multiply by the zeros as well" if same else ""
     return (
         f"Time did not change measurably ({figures}){why}. To gain time the zeros must form a pattern that the "
-        "hardware skips, or the network must run on kernels made for sparse weights."
+        "hardware skips, or the network must run on kernels made for sparse weights, as its compiled form does."
     )
 
 
