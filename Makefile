@@ -12,6 +12,7 @@ READY  := $(VENV)/.ready
 
 help:
 	@sed -n '2,3p' Makefile | cut -c5-
+	@echo "make test-long, lint, bench, docs, clean: the long tests, style only, benchmarks, docs/methods.md, start afresh"
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -26,8 +27,14 @@ demo: $(READY)
 test: $(READY)
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python scripts/check.py
 
+# The same promises on many more cases, and runs killed at many more moments: about ten minutes
 test-long: $(READY)
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest -n 2 -m long
+
+bench: $(READY)
+	OMP_NUM_THREADS=2 $(BIN)/python benchmarks/bench_hold.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_scoring.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_threshold.py
 
 lint: $(READY)
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python scripts/check.py --lint

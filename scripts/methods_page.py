@@ -14,7 +14,7 @@ PAGE = pathlib.Path(__file__).resolve().parent.parent / "docs" / "methods.md"
 def page() -> str:
     """The page as text."""
     lines = ["# Methods", "", "Made by `make docs` from the method files. `secateur methods NAME` shows the same."]
-    for socket in SOCKETS:
+    for socket in filter(names, SOCKETS):
         lines += ["", f"## {socket.capitalize()}"]
         for name in names(socket):
             card = card_of(socket, name)

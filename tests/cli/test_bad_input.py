@@ -1,17 +1,20 @@
 """Every bad input gives one clear error that names the thing and the cure, exit code 2, and nothing half-written."""
 
+import dataclasses
 import json
 import os
 import resource
 import signal
 import subprocess
 import sys
+import types
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 import secateur
+from secateur.cli.verbs import VERBS
 from secateur.core.errors import DataError, MaskError
 from secateur.nets import build
 
@@ -43,6 +46,19 @@ FLAGS = [
     ([*TRAIN, "-s", "lr"], "a.b=value"),
     ([*TRAIN, "--lr", "-1"], "positive"),
     ([*TRAIN, "-s", "momentum=1.0"], "[0, 1)"),
+    ([*TRAIN, "-s", "nesterov=true", "-s", "momentum=0"], "nesterov is True"),
+    ([*TRAIN, "-s", "nesterov=true", "-s", "optimizer=adam"], "nesterov is True"),
+    ([*TRAIN, "-s", "weight_decay=inf"], "weight_decay is inf"),
+    ([*TRAIN, "-s", "data=5"], "data is a table"),
+    ([*TRAIN, "-s", "model=mlp"], "model is a table"),
+    ([*TRAIN, "-s", "step=3", "-s", "lr=0.1"], "step is a list of tables"),
+    ([*TRAIN, "-s", "step=[4]"], "step is a list of tables"),
+    ([*TRAIN, "-s", "step=[]", "-s", "lr=0.1"], "no step is left"),
+    ([*TRAIN, "-s", "rules=[3]", "-s", "rules.1.sparsity=0.5"], "entry 1 is 3, not a table"),
+    ([*TRAIN, "-s", "data.options=3"], "data.options is 3; it must be a table"),
+    ([*TRAIN, "-s", "model.options=[1]"], "model.options is [1]; it must be a table"),
+    ([*TRAIN, "-o", ""], "out is given as an empty text"),
+    ([*TRAIN, "--rule", ""], "rule is given as an empty text"),
     ([*TRAIN, "-s", "schedule=cosin"], "cosine"),
     ([*TRAIN, "-s", "accumulate=100000"], "accumulate"),
     ([*TRAIN, "-s", "step.7.lr=1"], "1 to 1"),
@@ -102,6 +118,20 @@ PRUNE = [
     (["--skip", "conv*"], "conv*"),
     (["--skip", "*"], "nothing"),
     (["--only", "*.bias", "--to", "2:4"], "bias"),
+    (["--to", "sparsity 0.9", "--pattern", "nm"], "contradict"),
+    (["--to", "params 10%", "--pattern", "nm"], "contradict"),
+    (["--to", "macs 0.1x", "--pattern", "nm"], "contradict"),
+    (["--to", "keep 100", "--pattern", "nm", "--skip", "head*"], "NM(n=2, m=4) keeps 608 of 1,216 weights, not 100"),
+    (["--to", "sparsity 0.9", "--pattern", "nm", "--epochs", "1"], "contradict"),
+    (["--to", "2:4", "--pattern", "block", "--epochs", "1"], "contradict"),
+    (["--to", ""], "to is given as an empty text"),
+    (["-s", "to="], "the target '' is not understood"),
+    (["--criterion", ""], "criterion is given as an empty text"),
+    (["--epochs", "1", "--lr", "0"], "lr is 0.0; it must be a positive number"),
+    (["--lr", "0.1"], "--lr has no effect"),
+    (["--epochs", "0", "--lr", "0.1"], "--lr has no effect"),
+    (["--epochs", "1", "--to", "0.5", "-s", 'rules=["distill"]'], "--to has no effect"),
+    (["--epochs", "1", "--to", "0.8", "-s", "schedule=levels"], "set `final = 0.8` in the schedule"),
     (["--epochs", "-1"], "-1"),
     (["--epochs", "1", "--to", "macs 0.5x"], "step by step"),
     (["-s", "examples=0"], "at least 1"),
@@ -288,12 +318,31 @@ def test_two_processes_in_one_folder(call, dense, tmp_path):
     assert "another process" in err
 
 
-def test_a_bug_is_exit_code_one(call, monkeypatch, tmp_path):
-    """What is not the user's mistake is not presented as one."""
+def test_a_network_that_fails_is_the_user_s_to_mend(call, monkeypatch, tmp_path):
+    """An error inside a function of the user's own is told in one line."""
     (tmp_path / "broken_net.py").write_text("def net():\n    raise RuntimeError('inside')\n")
     monkeypatch.chdir(tmp_path)
 
     code, _, err = call("train", "--net", "broken_net:net", "--data", "digits")
 
-    assert code in (1, 2)
-    assert "inside" in err
+    assert code == 2
+    assert "inside" in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize("debug", [(), ("--debug",)])
+def test_a_bug_is_exit_code_one(call, monkeypatch, debug):
+    """What is not the user's mistake is not presented as one: the traceback and where to send it."""
+    broken = types.ModuleType("secateur.cli.broken")
+
+    def run(request):
+        raise RuntimeError("a slip of ours")
+
+    broken.run = run
+    monkeypatch.setitem(sys.modules, "secateur.cli.broken", broken)
+    monkeypatch.setitem(VERBS, "report", dataclasses.replace(VERBS["report"], module="broken"))
+
+    code, out, err = call(*debug, "report", "anywhere")
+
+    assert code == 1
+    assert "Traceback" in err and "RuntimeError: a slip of ours" in err
+    assert "this is a bug of secateur; please report it" in err and not out

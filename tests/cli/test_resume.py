@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from random import Random
 
 import pytest
 from safetensors.torch import load_file
@@ -129,6 +130,21 @@ def test_a_run_killed_again_and_again_ends_as_the_undisturbed_one(undisturbed, o
         code, _, err = send_when(start(out), signal.SIGKILL, lambda share=share: lines(out) >= share * whole)
         assert code == -signal.SIGKILL, err
     assert not list(out.glob("3-*/card.json"))
+
+    finish(out)
+
+    same_run(undisturbed, out)
+
+
+@pytest.mark.long
+@pytest.mark.processes
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_run_killed_at_twenty_random_moments_ends_as_the_undisturbed_one(undisturbed, out, seed):
+    """SIGKILL after random numbers of lines, in start-up where that is reached already: each goes on from the last."""
+    random, whole = Random(seed), lines(undisturbed)
+    for share in sorted(random.random() * 0.95 for _ in range(20)):
+        code, _, err = send_when(start(out), signal.SIGKILL, lambda share=share: lines(out) >= share * whole)
+        assert code == -signal.SIGKILL, err
 
     finish(out)
 

@@ -70,11 +70,29 @@ def kept_units(mask, pattern):
 @settings(deadline=None, max_examples=20)
 @given(scores=networks(), data=st.data())
 def test_the_budget_is_met_to_the_weight_in_every_combination(pattern, allocation, scores, data):
+    check_budget(pattern, allocation, scores, data)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("pattern", "allocation"), EXHAUSTIVE, ids=lambda case: repr(case))
+@settings(deadline=None, max_examples=400)
+@given(scores=networks(most=8), data=st.data())
+def test_the_budget_is_met_to_the_weight_in_many_more_networks(pattern, allocation, scores, data):
+    check_budget(pattern, allocation, scores, data)
+
+
+def check_budget(pattern, allocation, scores, data):
+    """Whole units, as many as were allotted, none of the budget wasted, no tensor empty."""
     sizes = unit_sizes(scores, pattern)
     total = sum(score.numel() for score in scores.values())
     least = sum(sizes.values())
     keep = data.draw(st.sampled_from([least, total, total - 1]) | st.integers(least, total))
     cost = {name: float(2**i) for i, name in enumerate(scores)}
+    if isinstance(pattern, NM):
+        if keep != total // pattern.m * pattern.n:
+            with pytest.raises(BudgetError, match=rf"keeps {total // pattern.m * pattern.n:,} of .* not {keep:,}"):
+                choose(scores, keep, pattern, allocation, cost)
+        keep = total // pattern.m * pattern.n
 
     masks = choose(scores, keep, pattern, allocation, cost)
     allotted = keep_counts(scores, keep, pattern, allocation, cost)
@@ -83,9 +101,7 @@ def test_the_budget_is_met_to_the_weight_in_every_combination(pattern, allocatio
     assert units == allotted
     assert all(masks[name].shape == score.shape for name, score in scores.items())
     assert all(count >= 1 for count in units.values()), "a tensor is empty"
-    if isinstance(pattern, NM):
-        assert masks.kept == total // pattern.m * pattern.n
-    elif len(set(sizes.values())) == 1:
+    if len(set(sizes.values())) == 1:
         size = next(iter(sizes.values()))
         assert masks.kept == keep // size * size
     else:

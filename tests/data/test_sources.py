@@ -195,6 +195,9 @@ def test_an_absent_set_says_where_it_looked_and_what_to_do(name, tmp_path, monke
     assert "--data-dir" in text and "SECATEUR_DATA" in text and f"{folder}/" in text
     if name in ("mnist", "cifar10"):
         assert "pip install secateur[hub]" in text and f"{name}/train.parquet" in text
+    else:
+        assert "original text files, which are not fetched: `secateur[hub]` fetches mnist and cifar10 only" in text
+        assert "UCI" in text or "GitHub" in text
     monkeypatch.delenv("SECATEUR_DATA", raising=False)
     with pytest.raises(DataError, match="no data folder is named"):
         load(name)

@@ -46,7 +46,9 @@ STEPS = [{"do": "prune", part: one}
          for part, every in (("criterion", names("criteria")), ("allocation", ALLOCATIONS), ("pattern", PATTERNS))
          for name in every for one in chosen(name)]  # fmt: skip
 STEPS += [{"do": "train", "rules": [one]} for name in names("rules") for one in chosen(name)]
-STEPS += [{"do": "train", "rules": [{"use": "gradual", "schedule": one}]} for name in SCHEDULES for one in chosen(name)]
+AIM = {True: {"sparsity": 0.8}, False: {}}
+STEPS += [{"do": "train", "rules": [{"use": "gradual", "schedule": one, **AIM["final" in one]}]}
+          for name in SCHEDULES for one in chosen(name)]  # fmt: skip
 STEPS += [{"do": "train", "rules": [{"use": "gradual", "allocation": one, "sparsity": 0.5}, "distill"]}
           for name in ALLOCATIONS if name != "by-cost" for one in chosen(name)]  # fmt: skip
 STEPS += [{"do": "measure", "probes": [name], "baselines": []} for name in names("probes")]

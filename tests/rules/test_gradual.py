@@ -247,6 +247,12 @@ def test_scores_without_any_difference_are_refused():
         ({"updates": 0}, UsageError, "updates is 0; it must be at least 1"),
         ({"examples": 0}, UsageError, "examples is 0"),
         ({"allocation": ByCost()}, UsageError, "needs MACs"),
+        (
+            {"sparsity": 0.8, "schedule": Levels(3)},
+            UsageError,
+            "lead to final = 0.9, sparsity is 0.8; set `final = 0.8`",
+        ),
+        ({"initial": 0.5, "schedule": Levels(3)}, UsageError, "from initial = 0.5; set `final = 0.8`"),
         ({"pattern": NM(2, 4)}, UsageError, "set `sparsity = 0.5`"),
     ],
 )

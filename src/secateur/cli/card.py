@@ -7,7 +7,8 @@ import inspect
 from typing import Any
 
 from secateur.core.errors import UsageError
-from secateur.core.sockets import SOCKETS, Method, find, load_object
+from secateur.core.reading import Paper
+from secateur.core.sockets import SOCKETS, Method, blame, check_plug_in, find, load_object
 
 
 def card_of(socket: str, name: str) -> dict[str, Any]:
@@ -19,15 +20,20 @@ def card_of(socket: str, name: str) -> dict[str, Any]:
     kind: Any = find(socket, name) if socket else load_object(name)
     if not (inspect.isclass(kind) and issubclass(kind, Method)):
         raise UsageError(f"{name!r} is not a method; derive it from {', '.join(k.__name__ for k in SOCKETS.values())}.")
-    fields = [_option(f) for f in dataclasses.fields(kind)]  # type: ignore[arg-type]
-    paper = dataclasses.asdict(kind.paper) if hasattr(kind, "paper") else None
+    check_plug_in(kind, Method, name)
+    with blame(kind):
+        fields = [_option(f) for f in dataclasses.fields(kind)]  # type: ignore[arg-type]
+        needs = sorted(kind.needs)
+    paper = getattr(kind, "paper", None)
+    if not isinstance(paper, Paper | None):
+        raise UsageError(f"{name!r}: its paper is {paper!r}; write `paper = Paper(...)`, or leave it out.")
     return {
         "name": name,
         "socket": socket,
         "about": inspect.getdoc(kind) or "",
-        "needs": sorted(kind.needs),
+        "needs": needs,
         "options": fields,
-        "paper": paper,
+        "paper": dataclasses.asdict(paper) if paper is not None else None,
     }
 
 

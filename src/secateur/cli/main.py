@@ -47,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in words
     try:
         request = parser().parse_args(words)
+        _refuse_empty(request)
         return verbs.VERBS[request.verb].call(request)
     except SecateurError as error:
         if debug:
@@ -65,6 +66,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         traceback.print_exc()
         print("secateur: this is a bug of secateur; please report it with the lines above.", file=sys.stderr)
         return 1
+
+
+def _refuse_empty(request: argparse.Namespace) -> None:
+    """An empty word is a slip, such as a variable of the shell that is not set."""
+    for name, value in vars(request).items():
+        if value == "" or (isinstance(value, list) and "" in value):
+            raise UsageError(f"{name} is given as an empty text; give it a value, or leave it out.")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from secateur.core.sockets import SOCKETS, names
 def run(request: argparse.Namespace) -> int:
     """List all methods (without importing them), or show one card."""
     listed = {socket: {name: _first_line(socket, name) for name in names(socket)} for socket in SOCKETS}
+    listed = {socket: methods for socket, methods in listed.items() if methods}
     if request.name is None:
         if request.json:
             print(json.dumps(listed, indent=2))

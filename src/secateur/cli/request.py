@@ -22,7 +22,7 @@ def table_of(request: argparse.Namespace, steps: list[dict[str, Any]]) -> dict[s
         model["use"] = request.net
     if getattr(request, "start", None):
         model["load"] = request.start
-    data: dict[str, Any] = {"use": request.data} if request.data else {}
+    data: dict[str, Any] = {"use": request.data} if request.data is not None else {}
     table: dict[str, Any] = {"seed": request.seed or 0, "model": model, "data": data, "step": steps}
     if not data and model.get("load"):
         table["data"] = _inherited(Path(model["load"]))
@@ -43,7 +43,7 @@ def settle(table: dict[str, Any], settings: list[str]) -> None:
     """Carry out ``-s a.b=value``; a key that is no section belongs to the first step that is not a measurement.
 
     Raises:
-        UsageError: when a setting has no ``=``.
+        UsageError: when a setting has no ``=``, or puts something else in the place of a section.
     """
     for setting in settings:
         path, sign, value = setting.partition("=")
@@ -54,6 +54,18 @@ def settle(table: dict[str, Any], settings: list[str]) -> None:
             set_option(table, path, value.strip())
         else:
             set_option(table["step"][0], path, value.strip())
+        _check_sections(table, setting)
+
+
+def _check_sections(table: dict[str, Any], setting: str) -> None:
+    for name in ("model", "data"):
+        if not isinstance(table.get(name, {}), dict):
+            raise UsageError(f"`-s {setting}`: {name} is a table; set one of its keys, such as `-s {name}.use=...`.")
+    steps = table.get("step", [])
+    if not isinstance(steps, list) or not all(isinstance(step, dict) for step in steps):
+        raise UsageError(f"`-s {setting}`: step is a list of tables; set a key of one, such as `-s step.1.lr=0.05`.")
+    if not steps:
+        raise UsageError(f"`-s {setting}`: no step is left; name what to do.")
 
 
 def default_out(start: str, *words: str) -> Path:

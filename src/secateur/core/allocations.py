@@ -12,6 +12,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +20,8 @@ from torch import Tensor
 from secateur.core.errors import BudgetError, UsageError
 from secateur.core.names import Named
 from secateur.core.select import check_scores, top_counts, top_mask
+from secateur.core.sockets import blame
+from secateur.core.tails import lamp_counts
 
 
 class Allocation(ABC):
@@ -58,7 +61,10 @@ class Allocation(ABC):
                 f"one unit each, {least:,} weights in all. Ask for a sparsity of at most {most:.6g}."
             )
         shapes = {n: tuple(s.shape) for n, s in scores.items()} if shapes is None else shapes
-        return self.share(scores, keep, sizes, shapes, cost or {n: 1.0 for n in scores})
+        with blame(self):
+            counts = self.share(scores, keep, sizes, shapes, cost or {n: 1.0 for n in scores})
+        _check_counts(self, counts, scores, keep, sizes)
+        return counts
 
     @abstractmethod
     def share(
@@ -70,6 +76,17 @@ class Allocation(ABC):
         cost: Mapping[str, float],
     ) -> dict[str, int]:
         """Units to keep; every argument is present and checked."""
+
+
+def _check_counts(allocation: Allocation, counts: Any, scores: Named, keep: int, sizes: Mapping[str, int]) -> None:
+    """Refuse what is no allocation of the budget, whoever wrote it."""
+    whole = isinstance(counts, dict) and set(counts) == set(scores)
+    fine = whole and all(isinstance(n, int) and 0 <= n <= scores[name].numel() for name, n in counts.items())
+    if not fine or sum(n * sizes[name] for name, n in counts.items()) > keep:
+        raise UsageError(
+            f"{allocation} gave {counts!r} for a budget of {keep:,} weights; it must give each tensor a whole number "
+            "of its units, together at most the budget."
+        )
 
 
 @dataclass(frozen=True)
@@ -137,7 +154,8 @@ class Lamp(Allocation):
     """One threshold on ``s_u^2 / sum of s_v^2 over all v at least as large`` (Lee et al. 2021, with ``s = |w|``).
 
     Scaling a layer changes nothing, and the largest weight of each layer scores 1, so no layer vanishes.
-    Equal scores stand in the order of a stable sort. Cost: one sort of each tensor; sums in float64.
+    Equal scores stand in the order of a stable sort. Cost: about two passes over the scores (see
+    :func:`secateur.core.tails.lamp_counts`); sums in float64. Units of different sizes are sorted.
     """
 
     def share(
@@ -154,12 +172,15 @@ class Lamp(Allocation):
             UsageError: when a score is negative or infinite.
         """
         for name, score in scores.items():
-            if bool((score < 0).any()) or bool(score.isinf().any()):
+            low, high = (v.item() for v in torch.aminmax(score))
+            if low < 0 or math.isinf(high):
                 raise UsageError(
                     f"LAMP squares the scores, so they must be finite and >= 0; those of `{name}` run from "
-                    f"{score.min().item():.3g} to {score.max().item():.3g}. Use `global` instead."
+                    f"{low:.3g} to {high:.3g}. Use `global` instead."
                 )
-        return _global({name: lamp(score) for name, score in scores.items()}, keep, sizes)
+        if len(set(sizes.values())) > 1:
+            return _global_uneven({name: lamp(score) for name, score in scores.items()}, keep, sizes)
+        return lamp_counts(scores, keep // next(iter(sizes.values())))
 
 
 @dataclass(frozen=True)

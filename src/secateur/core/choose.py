@@ -6,33 +6,72 @@ from collections.abc import Mapping
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from secateur.core.allocations import Allocation, Global
-from secateur.core.errors import DataError, ModelError
+from secateur.core.errors import BudgetError, DataError, ModelError, UsageError
 from secateur.core.masks import Masks
 from secateur.core.names import Named
 from secateur.core.patterns import Pattern, Unstructured
 from secateur.core.select import check_scores
+from secateur.core.sockets import Criterion, blame
+from secateur.core.task import Task
 
 
 def keep_counts(
     scores: Named, keep: int, pattern: Pattern, allocation: Allocation, cost: Mapping[str, float] | None = None
 ) -> dict[str, int]:
-    """Units to keep in each tensor. A pattern that fixes its own counts (N:M) overrides the allocation.
+    """Units to keep in each tensor. A pattern that fixes its own counts (N:M) leaves the allocation nothing to do.
 
     Raises:
-        BudgetError: when the budget cannot be met.
+        BudgetError: when the budget cannot be met, or is not the one that the pattern fixes.
         UsageError: when a tensor cannot take the pattern.
     """
     shapes = {name: tuple(score.shape) for name, score in scores.items()}
-    for name, shape in shapes.items():
-        pattern.check(name, shape)
-    fixed = {name: pattern.fixed(shape) for name, shape in shapes.items()}
-    if all(count is not None for count in fixed.values()):
-        return {name: count for name, count in fixed.items() if count is not None}
-    sizes = {name: pattern.unit_size(shape) for name, shape in shapes.items()}
-    units = {name: pattern.unit_scores(score) for name, score in scores.items()}
+    with blame(pattern):
+        for name, shape in shapes.items():
+            pattern.check(name, shape)
+        fixed = fixed_counts(scores, pattern)
+        if fixed is not None:
+            if keep != sum(fixed.values()):
+                total = sum(score.numel() for score in scores.values())
+                raise BudgetError(
+                    f"{pattern} keeps {sum(fixed.values()):,} of {total:,} weights, not {keep:,}. Ask for its own "
+                    "density, or use another pattern."
+                )
+            return fixed
+        sizes = {name: pattern.unit_size(shape) for name, shape in shapes.items()}
+        units = {name: pattern.unit_scores(score) for name, score in scores.items()}
     return allocation(units, keep, sizes, shapes, cost)
+
+
+def fixed_counts(scores: Named, pattern: Pattern) -> dict[str, int] | None:
+    """The units that the pattern itself prescribes for each tensor (N:M), or None."""
+    fixed = {name: pattern.fixed(tuple(score.shape)) for name, score in scores.items()}
+    known = {name: count for name, count in fixed.items() if count is not None}
+    return known if len(known) == len(fixed) else None
+
+
+def scores_of(criterion: Criterion, task: Task, masks: Masks) -> Named:
+    """The scores of a criterion, checked: it may be a class from outside.
+
+    Raises:
+        UsageError: when it fails, or gives something else than real numbers for every weight of every tensor.
+    """
+    with blame(criterion):
+        scores = criterion(task, masks)
+    if not isinstance(scores, Mapping) or set(scores) != set(masks):
+        found = f"keys {sorted(map(str, scores))}" if isinstance(scores, Mapping) else type(scores).__name__
+        raise UsageError(f"{criterion} gave {found}; it must give a dict of scores with the keys {sorted(masks)}.")
+    for name, found in scores.items():
+        real = isinstance(found, Tensor) and found.is_floating_point() and found.shape == masks[name].shape
+        if not real:
+            what = f"{found.dtype} {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+            raise UsageError(
+                f"{criterion} gave {what} for `{name}`; scores are floating-point tensors of the shape of the "
+                f"weights, {tuple(masks[name].shape)}."
+            )
+    return {name: scores[name].detach() for name in masks}
 
 
 def choose(
@@ -46,7 +85,8 @@ def choose(
 
     Args:
         scores: a score for each weight, by parameter name; higher = keep.
-        keep: weights to keep in all. Exact for single weights; rounded down to whole blocks; ignored by N:M.
+        keep: weights to keep in all. Exact for single weights; rounded down to whole blocks; N:M takes no number
+            but its own.
         pattern: which shapes zeros may take; single weights by default.
         allocation: how the budget is shared out; one global threshold by default.
         cost: cost of one weight of each tensor, for allocation by cost.
@@ -58,17 +98,37 @@ def choose(
     """
     pattern, allocation = pattern or Unstructured(), allocation or Global()
     check_scores(scores)
-    if (
-        scores
-        and not any(bool(score.any()) for score in scores.values())
-        and keep < sum(s.numel() for s in scores.values())
-    ):
+    if keep < sum(s.numel() for s in scores.values()):
+        check_not_zero(scores)
+    counts = keep_counts(scores, keep, pattern, allocation, cost)
+    return cut(scores, counts, pattern)
+
+
+def cut(scores: Named, counts: Mapping[str, int], pattern: Pattern) -> Masks:
+    """The masks of the best units, so many of each tensor.
+
+    Raises:
+        UsageError: when a pattern from outside gives something else.
+    """
+    with blame(pattern):
+        masks = {name: pattern.mask(score, counts[name]) for name, score in scores.items()}
+    for name, mask in masks.items():
+        if not (isinstance(mask, Tensor) and mask.dtype == torch.bool and mask.shape == scores[name].shape):
+            raise UsageError(f"{pattern} gave no boolean mask of shape {tuple(scores[name].shape)} for `{name}`.")
+    return Masks(masks)
+
+
+def check_not_zero(scores: Named) -> None:
+    """Refuse scores that say nothing.
+
+    Raises:
+        ModelError: when all are zero.
+    """
+    if scores and not any(bool(score.any()) for score in scores.values()):
         raise ModelError(
             "all scores are zero, so nothing tells one weight from another. The loss does not reach the weights: "
             "check the data and the network, or use another criterion."
         )
-    counts = keep_counts(scores, keep, pattern, allocation, cost)
-    return Masks({name: pattern.mask(score, counts[name]) for name, score in scores.items()})
 
 
 def broadcast(masks: Masks) -> Masks:

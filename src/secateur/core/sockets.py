@@ -7,15 +7,21 @@ accepted wherever a name is.
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import importlib
 import importlib.util
 import inspect
 import pkgutil
 import re
+import sys
+import traceback
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from secateur.core.errors import UsageError, nearest
+from secateur.core.errors import SecateurError, UsageError, nearest
 from secateur.core.reading import Paper, Reading
 
 if TYPE_CHECKING:
@@ -51,7 +57,8 @@ class Rule(Method):
     """Something that happens while a network trains.
 
     A rule is frozen; what it remembers goes into ``run.state(self)``, a dict of tensors, numbers and
-    strings that checkpoints keep. ``needs`` may hold ``"dense gradients"``.
+    strings that checkpoints keep. ``needs`` is a subset of ``{"dense gradients", "teacher"}``: the first asks for
+    gradients of pruned weights too, the second for the dense network in ``run.teacher``.
     """
 
     def begin(self, run: Run) -> None:
@@ -146,6 +153,50 @@ def name_of(method: Method | type[Method]) -> str:
     return inside[1] if inside else f"{kind.__module__}:{kind.__qualname__}"
 
 
+def check_plug_in(kind: Any, base: type, name: str) -> None:
+    """Refuse what cannot be made from a recipe: it must be a dataclass derived from ``base``, with nothing abstract.
+
+    Raises:
+        UsageError: naming it and what to write.
+    """
+    if not (inspect.isclass(kind) and issubclass(kind, base)):
+        raise UsageError(f"{name!r} is not of kind {base.__name__}; name a class derived from secateur's.")
+    if inspect.isabstract(kind):
+        missing = ", ".join(f"`{method}`" for method in sorted(vars(kind)["__abstractmethods__"]))
+        raise UsageError(f"{name!r} is abstract: it does not define {missing}. Name a class that does.")
+    if not dataclasses.is_dataclass(kind):
+        raise UsageError(f"{name!r} is not a dataclass; put `@dataclass(frozen=True)` above `class {kind.__name__}`.")
+
+
+@contextlib.contextmanager
+def blame(plug_in: Any) -> Iterator[None]:
+    """An error inside a class from outside is one for its author to mend: it is told with its own words and place.
+
+    Errors of this package's own methods pass as they are: they are bugs.
+
+    Args:
+        plug_in: the class, or an instance.
+
+    Raises:
+        UsageError: naming the class, the error and the line; the original error is its cause.
+    """
+    kind = plug_in if inspect.isclass(plug_in) else type(plug_in)
+    try:
+        yield
+    except SecateurError:
+        raise
+    except Exception as error:
+        if kind.__module__.partition(".")[0] == "secateur":
+            raise
+        frames = traceback.extract_tb(error.__traceback__)
+        file = getattr(sys.modules.get(kind.__module__), "__file__", None)
+        last = [frame for frame in frames if frame.filename == file][-1:] or frames[-1:]
+        raise UsageError(
+            f"'{kind.__module__}:{kind.__qualname__}' failed: {type(error).__name__}: {error} "
+            f"({Path(last[0].filename).name}, line {last[0].lineno}). Mend it; `--debug` shows the whole traceback."
+        ) from error
+
+
 def load_object(path: str) -> Any:
     """The object behind ``"package.module:attribute"``, looked up in the working folder too.
 
@@ -153,7 +204,6 @@ def load_object(path: str) -> Any:
         UsageError: when the module or the attribute is missing; the message says which.
     """
     import os
-    import sys
 
     module_name, _, attribute = path.partition(":")
     if not re.fullmatch(r"[\w.]+", module_name) or not attribute:

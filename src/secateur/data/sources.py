@@ -20,6 +20,9 @@ from secateur.data.images import channel_statistics, require
 DIGITS_TEST = 360
 MONK_VALUES = (3, 3, 2, 3, 4, 2)
 """Number of values of each of the six attributes; together 17 inputs."""
+NOT_FETCHED = (
+    "it is read from the original text files, which are not fetched: `secateur[hub]` fetches mnist and cifar10 only"
+)
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 WINDOW = 7
 SYMBOLS = len(LETTERS) + 3
@@ -66,7 +69,7 @@ def monks(name: str, where: Where) -> Dataset:
     files = tuple(f"monks-{name[-1]}.{part}" for part in ("train", "test"))
     folder = where.folder("monks", *files)
     if folder is None:
-        raise where.absent(name, "monks", files, " (UCI: MONK's Problems)")
+        raise where.absent(name, "monks", files, f" (from UCI: MONK's Problems); {NOT_FETCHED}")
     train, test = (_monk_rows(next(folder.rglob(file))) for file in files)
     return Dataset(name, train, test, ("0", "1"), "features")
 
@@ -113,7 +116,8 @@ def nettalk(where: Where, *, test_words: int | None = None, seed: int = 0) -> Da
     needed = ("nettalk.data", "nettalk.list")
     folder = where.folder("nettalk", *needed)
     if folder is None:
-        raise where.absent("nettalk", "nettalk", needed, " (UCI: Connectionist Bench, Nettalk Corpus)")
+        origin = " (from UCI: Connectionist Bench, Nettalk Corpus)"
+        raise where.absent("nettalk", "nettalk", needed, f"{origin}; {NOT_FETCHED}")
     entries, listing = _nettalk_entries(next(folder.rglob(needed[0]))), next(folder.rglob(needed[1]))
     found = re.search(r"\*{5,}\s*\(([^)]*)\)", _text(listing))
     common = set(found[1].lower().split()) if found else set()
@@ -177,7 +181,8 @@ def tinyshakespeare(where: Where, *, block: int = 128) -> Dataset:
     """
     folder = where.folder("tinyshakespeare", "input.txt")
     if folder is None:
-        raise where.absent("tinyshakespeare", "tinyshakespeare", ("input.txt",), " (karpathy/char-rnn on GitHub)")
+        origin = " (from GitHub: karpathy/char-rnn)"
+        raise where.absent("tinyshakespeare", "tinyshakespeare", ("input.txt",), f"{origin}; {NOT_FETCHED}")
     text = _text(next(folder.rglob("input.txt")))
     vocabulary = sorted(set(text))
     number = {letter: i for i, letter in enumerate(vocabulary)}

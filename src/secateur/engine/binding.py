@@ -18,7 +18,17 @@ from secateur.core.allocations import ALLOCATIONS, Allocation
 from secateur.core.errors import UsageError, nearest
 from secateur.core.patterns import PATTERNS, Pattern
 from secateur.core.schedules import SCHEDULES, Schedule
-from secateur.core.sockets import Criterion, Method, Probe, Rule, find, load_object, name_of
+from secateur.core.sockets import (
+    Criterion,
+    Method,
+    Probe,
+    Rule,
+    blame,
+    check_plug_in,
+    find,
+    load_object,
+    name_of,
+)
 
 _CLOSED: dict[type, dict[str, type]] = {Pattern: PATTERNS, Allocation: ALLOCATIONS, Schedule: SCHEDULES}  # type: ignore[dict-item]
 _OPEN: dict[type, str] = {Criterion: "criteria", Rule: "rules", Probe: "probes"}
@@ -36,7 +46,8 @@ def bind(kind: type[Any], table: Mapping[str, Any], where: str) -> Any:
         UsageError: for an unknown key (the nearest is suggested), a value of the wrong type, or a missing one.
     """
     known = {f.name: f for f in dataclasses.fields(kind) if f.init}
-    hints = get_type_hints(kind)
+    with blame(kind):
+        hints = get_type_hints(kind)
     for key in table:
         if key not in known:
             raise UsageError(f"{where} has no option {key!r}. {nearest(key, known)}")
@@ -44,7 +55,8 @@ def bind(kind: type[Any], table: Mapping[str, Any], where: str) -> Any:
     for name, f in known.items():
         if name not in given and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
             raise UsageError(f"{where} needs {name!r}; write `{name} = ...` in the recipe, or `-s {where}.{name}=...`.")
-    return kind(**given)
+    with blame(kind):
+        return kind(**given)
 
 
 def value_of(hint: Any, value: Any, where: str) -> Any:
@@ -107,7 +119,7 @@ def _instance(hint: type, value: Any, where: str) -> Any:
     return value
 
 
-def _from_table(table: dict[str, type], where: str, base: type, name: str) -> type:
+def _from_table(table: dict[str, type], where: str, base: type, name: str) -> Any:
     if ":" in name:
         return load_object(name)
     if name not in table:
@@ -123,6 +135,7 @@ def _chosen(base: type, look_up: Any, value: Any, where: str) -> Any:
     if not isinstance(value, Mapping) or not isinstance(value.get("use"), str):
         raise UsageError(f'{where} is {value!r}; give a name, or a table with `use = "name"` and its options.')
     kind = look_up(value["use"])
+    check_plug_in(kind, base, value["use"])
     return bind(kind, {key: entry for key, entry in value.items() if key != "use"}, where)
 
 
@@ -140,13 +153,15 @@ def table_of(thing: Any, defaults: bool = False) -> Any:
         table["use"] = name
     for f in dataclasses.fields(thing):
         value = getattr(thing, f.name)
-        if value is None or (not defaults and _is_default(f, value)):
+        if value is None or (not defaults and _is_default(thing, f, value)):
             continue
         table[f.name] = table_of(value, defaults)
     return table
 
 
-def _is_default(f: dataclasses.Field[Any], value: Any) -> bool:
+def _is_default(thing: Any, f: dataclasses.Field[Any], value: Any) -> bool:
+    if "default" in f.metadata:  # one that depends on other fields
+        return bool(value == f.metadata["default"](thing))
     if f.default is not dataclasses.MISSING:
         return bool(value == f.default)
     return f.default_factory is not dataclasses.MISSING and bool(value == f.default_factory())
@@ -190,9 +205,12 @@ def set_option(table: dict[str, Any], path: str, text: str) -> None:
 def _entry(entries: list[Any], part: str, path: str) -> Any:
     if not part.isdigit() or not 1 <= int(part) <= len(entries):
         raise UsageError(f"`-s {path}`: {part!r} must be a number from 1 to {len(entries)}.")
-    if isinstance(entries[int(part) - 1], str):
-        entries[int(part) - 1] = {"use": entries[int(part) - 1]}
-    return entries[int(part) - 1]
+    entry = entries[int(part) - 1]
+    if isinstance(entry, str):
+        entry = entries[int(part) - 1] = {"use": entry}
+    if not isinstance(entry, dict):
+        raise UsageError(f"`-s {path}`: entry {part} is {entry!r}, not a table.")
+    return entry
 
 
 def parse_value(text: str) -> Any:

@@ -12,17 +12,20 @@ from torch.optim import Optimizer
 
 from secateur.core.allocations import Allocation, Global
 from secateur.core.budget import Target, keep_for, parse_target
-from secateur.core.choose import broadcast, choose, keep_counts
+from secateur.core.choose import broadcast, scores_of
 from secateur.core.errors import BudgetError, ModelError, UsageError
+from secateur.core.ground import Ground
 from secateur.core.hold import Hold
 from secateur.core.masks import Masks
-from secateur.core.names import Named
 from secateur.core.patterns import NM, Pattern, Unstructured
 from secateur.core.prunable import check_finite, coverage
 from secateur.core.sockets import Criterion
 from secateur.core.task import Task
 from secateur.criteria.magnitude import Magnitude
 from secateur.probes.cost import weight_costs
+
+_ROUNDED = 5e-4
+"""A share may be typed with three decimals: 0.333 for 1:3."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,7 @@ class Cut:
 
 def plan(
     task: Task,
-    to: str | Target = "sparsity 0.9",
+    to: str | Target | None = None,
     criterion: Criterion | None = None,
     allocation: Allocation | None = None,
     pattern: Pattern | None = None,
@@ -123,39 +126,45 @@ def plan(
 ) -> Plan:
     """Decide what to prune, without changing anything.
 
+    Targets count the weights that are kept in the end: exactly for single weights, rounded down to whole blocks or
+    output units. Of a network that is pruned already, a unit keeps what is left of it, and as many units are kept as
+    the target allows; N:M groups with fewer weights left than N keep those. The plan's counts say what that gives.
+
     Args:
         task: network, loss (mean over examples) and data for scores and forecast.
-        to: the target, such as ``"params 5%"``, ``"sparsity 0.9"``, ``"macs 0.5x"``, ``"keep 13000"`` or ``"2:4"``.
+        to: the target, such as ``"params 5%"``, ``"sparsity 0.9"``, ``"macs 0.5x"``, ``"keep 13000"`` or ``"2:4"``;
+            by default the density of an N:M pattern, else ``"sparsity 0.9"``.
         criterion: which weights matter; magnitude by default.
         allocation: how the budget is shared out; one global threshold by default.
         pattern: which shapes zeros may take; single weights by default.
         only: globs of tensors to prune.
         skip: globs of tensors to leave alone.
         forecast: also forecast the rise of the loss (two more backward passes).
-        masks: what an already pruned network keeps; its zeros are then never brought back.
+        masks: what an already pruned network keeps; its zeros are then never brought back, also in tensors that are
+            left alone now.
 
     Raises:
         SecateurError: for targets that cannot be met, NaN weights, spent data, patterns that do not fit.
     """
-    target = parse_target(to) if isinstance(to, str) else to
-    pattern = _pattern(target, pattern)
+    target, pattern = aim(to, pattern)
     found = coverage(task.model, only, skip, pattern)
     check_finite(found.prunable)
     costs = {name: cost for name, cost in weight_costs(task).items() if name in found.prunable}
     dense = Masks({name: torch.ones_like(p, dtype=torch.bool) for name, p in found.prunable.items()})
-    scores = _held((criterion or Magnitude())(task, dense), masks, pattern)
+    scores = scores_of(criterion or Magnitude(), task, dense)
     by_cost = {name: float(max(1, costs.get(name, 0))) for name in scores}
-    keep = keep_of(target, scores, pattern, allocation or Global(), costs, by_cost)
-    chosen = broadcast(choose(scores, keep, pattern, allocation, by_cost))
-    _check_nested(chosen, masks, pattern, target)
+    ground = Ground(scores, pattern, allocation or Global(), by_cost, masks)
+    chosen, before = ground.masks(budget_of(target, ground, costs)), _pruned_before(masks, dense)
+    chosen = broadcast(Masks({**before, **chosen}))
+    left = {n: f"{why}; the zeros it has stay" if n in before else why for n, why in found.left_alone.items()}
     counts = {name: (int(mask.sum()), mask.numel()) for name, mask in chosen.items()}
     guess = _forecast(task, chosen) if forecast else None
-    return Plan(chosen, counts, found.left_alone, target, guess, costs)
+    return Plan(chosen, counts, left, target, guess, costs)
 
 
 def prune(
     task: Task,
-    plan_or_to: Plan | str = "sparsity 0.9",
+    plan_or_to: Plan | str | Target | None = None,
     *,
     optimizer: Optimizer | None = None,
     also: Sequence[nn.Module] = (),
@@ -165,7 +174,7 @@ def prune(
 
     Args:
         task: network, loss and data.
-        plan_or_to: a plan, or the target of one.
+        plan_or_to: a plan, or the target of one (see :func:`plan` for the default).
         optimizer: the optimizer that will go on training; its state is cleared where weights go, and hooks keep
             the zeros.
         also: averaged copies (EMA) to prune along.
@@ -187,89 +196,91 @@ def prune(
     return Cut(task.model, made.masks, done, optimizer, held)
 
 
-def _held(scores: Named, masks: Masks | None, pattern: Pattern) -> Named:
-    """Scores in which weights that are pruned already come last (in units of several weights: add nothing)."""
-    if masks is None or masks.kept == masks.total:
-        return scores
-    single = isinstance(pattern, Unstructured | NM)
-    held = {}
-    for name, score in scores.items():
-        gone = ~masks[name].to(score.device) if name in masks else torch.zeros_like(score, dtype=torch.bool)
-        held[name] = score.masked_fill(gone, float("-inf") if single else 0.0)
-    return held
+def _pruned_before(masks: Masks | None, chosen: Masks) -> dict[str, Tensor]:
+    """Masks of tensors that are left alone now but have zeros already."""
+    return {n: mask for n, mask in (masks or {}).items() if n not in chosen and not bool(mask.all())}
 
 
-def _check_nested(chosen: Masks, masks: Masks | None, pattern: Pattern, target: Target) -> None:
-    """A network that is pruned already cannot keep more weights than it has.
+def aim(to: str | Target | None, pattern: Pattern | None = None) -> tuple[Target, Pattern]:
+    """The target that is meant and the pattern that goes with it; without a target that of the pattern, or 90 %.
 
     Raises:
-        BudgetError: naming the tensor and the cure.
+        UsageError: when the two contradict each other.
+        BudgetError: when the number is out of range.
     """
-    if masks is None or not isinstance(pattern, Unstructured | NM):
-        return
-    for name, mask in chosen.items():
-        back = int((mask & ~masks[name].to(mask.device)).sum()) if name in masks else 0
-        if back:
-            raise BudgetError(
-                f"{target} would bring back {back:,} weights of `{name}` that are pruned already: the network keeps "
-                f"{masks.kept:,} of {masks.total:,}. Ask for fewer, or begin with the dense network."
-            )
-
-
-def _pattern(target: Target, pattern: Pattern | None) -> Pattern:
+    pattern = pattern or Unstructured()
+    own = f"{pattern.n}:{pattern.m}" if isinstance(pattern, NM) else ""
+    target = parse_target(to if to is not None else own or "sparsity 0.9") if not isinstance(to, Target) else to
     if target.kind == "nm":
         wanted = NM(int(target.value), target.m)
-        if pattern is not None and not isinstance(pattern, Unstructured) and pattern != wanted:
+        if not isinstance(pattern, Unstructured) and pattern != wanted:
             raise UsageError(f"the target {target} and the pattern {pattern} contradict each other; leave one out.")
-        return wanted
-    return pattern or Unstructured()
+        return target, wanted
+    share = {"sparsity": 1 - target.value, "params": target.value, "macs": target.value}.get(target.kind)
+    if isinstance(pattern, NM) and share is not None and abs(share - pattern.n / pattern.m) > _ROUNDED:
+        raise UsageError(
+            f"the target {target} and the pattern {own} contradict each other: it keeps {pattern.n} of every "
+            f"{pattern.m} weights. Leave the target out, or use another pattern."
+        )
+    return target, pattern
 
 
-def keep_of(
-    target: Target,
-    scores: Named,
-    pattern: Pattern,
-    allocation: Allocation,
-    costs: Mapping[str, int],
-    by_cost: Mapping[str, float],
-) -> int:
-    """The number of weights to keep that a target means.
+def budget_of(target: Target, ground: Ground, costs: Mapping[str, int]) -> int:
+    """The number of weights, counted in whole units, that a target means.
 
-    For a target in MACs the largest number is searched whose MACs do not exceed it.
+    For targets in MACs, and for units of a network that is pruned already, the largest number is searched that does
+    not exceed the target.
 
     Raises:
         BudgetError: when the target cannot be met.
     """
-    total = sum(score.numel() for score in scores.values())
-    if target.kind == "nm":
-        return total
-    if target.kind == "sparsity":
-        return keep_for(target.value, total)
-    if target.kind == "params":
-        return keep_for(1 - target.value, total)
-    if target.kind == "keep":
-        if target.value > total:
-            raise BudgetError(f"cannot keep {target.value:,.0f} weights: only {total:,} are prunable.")
-        return int(target.value)
-    dense = sum(costs.get(name, 0) * score.numel() for name, score in scores.items())
+    total, fixed = ground.total, ground.fixed
+    if fixed is not None and target.kind != "keep":
+        return sum(fixed.values())
+    if target.kind == "macs":
+        return _budget_in_macs(target, ground, costs)
+    keep = int(target.value)
+    if target.kind != "keep":
+        keep = keep_for(target.value if target.kind == "sparsity" else 1 - target.value, total)
+    if keep > total:
+        raise BudgetError(f"cannot keep {keep:,} weights: only {total:,} are prunable.")
+    if keep > ground.left:
+        raise BudgetError(
+            f"{target} means {keep:,} of {total:,} weights, but {total - ground.left:,} are pruned already and "
+            f"{ground.left:,} are left. Ask for fewer, or begin with the dense network."
+        )
+    if ground.single or ground.fresh or fixed is not None:
+        return keep
+    budget = ground.largest(lambda kept: float(sum(kept.values())), float(keep))
+    if budget is None:
+        raise BudgetError(
+            f"{target} cannot be met: the best unit of every tensor alone keeps more than {keep:,} weights. "
+            "Ask for more, or leave tensors out with `--skip`."
+        )
+    return budget
+
+
+def _budget_in_macs(target: Target, ground: Ground, costs: Mapping[str, int]) -> int:
+    dense = sum(costs.get(name, 0) * score.numel() for name, score in ground.scores.items())
     if not dense:
         raise ModelError("no prunable weight is used in a product, so MACs cannot be a target; use `params 10%`.")
-    least = sum(pattern.unit_size(tuple(s.shape)) for s in scores.values())
 
-    def macs(keep: int) -> int:
-        counts = keep_counts(scores, keep, pattern, allocation, by_cost)
-        return sum(costs.get(n, 0) * counts[n] * pattern.unit_size(tuple(scores[n].shape)) for n in scores)
+    def macs(kept: Mapping[str, int]) -> float:
+        return float(sum(costs.get(name, 0) * count for name, count in kept.items()))
 
-    low, high = least, total
-    if macs(low) > target.value * dense:
+    limit, now = target.value * dense, macs(ground.live)
+    if not ground.fresh and now + min(cost for cost in costs.values() if cost) <= limit:
         raise BudgetError(
-            f"{target} cannot be met: with one unit left in every tensor {macs(low) / dense:.2%} of the MACs remain. "
-            "Ask for at least that."
+            f"{target} is more than the network has: {now / dense:.2%} of the MACs remain already. Ask for fewer, or "
+            "begin with the dense network."
         )
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if macs(middle) <= target.value * dense else (low, middle - 1)
-    return low
+    budget = ground.largest(macs, limit)
+    if budget is None:
+        raise BudgetError(
+            f"{target} cannot be met: with one unit left in every tensor more of the MACs remain. "
+            f"Ask for at least {ground.least(macs) / dense:.2%}."
+        )
+    return budget
 
 
 def _forecast(task: Task, masks: Masks) -> Forecast:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import platform
+import shutil
 import subprocess
 import tempfile
 import time
@@ -233,8 +234,7 @@ class deepsparse:  # noqa: N801 - the rival's own spelling
     """
 
     def __init__(self, python: str, path: Path, inputs: Sequence[Tensor], threads: int) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="secateur-")
-        folder = Path(self._folder.name)
+        self._folder = folder = Path(tempfile.mkdtemp(prefix="secateur-"))
         arrays: dict[str, Any] = {f"x{i}": x.numpy() for i, x in enumerate(inputs)}
         np.savez(folder / "in.npz", **arrays)
         given, made = str(folder / "in.npz"), str(folder / "out.npy")
@@ -255,8 +255,7 @@ class deepsparse:  # noqa: N801 - the rival's own spelling
         self._result = np.load(folder / "out.npy")
 
     def _read(self) -> str:
-        assert self._process.stdout is not None
-        return self._process.stdout.readline()
+        return self._process.stdout.readline() if self._process.stdout is not None else ""
 
     def result(self) -> np.ndarray:
         """What it computed at the start."""
@@ -264,9 +263,9 @@ class deepsparse:  # noqa: N801 - the rival's own spelling
 
     def round(self, seconds: float, least: int) -> list[float]:
         """Milliseconds of the calls of one turn."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps([seconds, least]) + "\n")
-        self._process.stdin.flush()
+        if self._process.stdin is not None:
+            self._process.stdin.write(json.dumps([seconds, least]) + "\n")
+            self._process.stdin.flush()
         return [float(t) for t in json.loads(self._read())]
 
     def close(self) -> None:
@@ -275,4 +274,4 @@ class deepsparse:  # noqa: N801 - the rival's own spelling
             self._process.stdin.close()
         self._process.wait(timeout=30)
         self._log.close()
-        self._folder.cleanup()
+        shutil.rmtree(self._folder, ignore_errors=True)

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from secateur.core.allocations import Allocation, Global
-from secateur.core.budget import parse_target
 from secateur.core.errors import FileError, UsageError, nearest
 from secateur.core.patterns import Pattern, Unstructured
 from secateur.core.sockets import Criterion, Probe, Rule
 from secateur.criteria.magnitude import Magnitude
 from secateur.engine.binding import bind, table_of
+from secateur.engine.cutting import aim
 from secateur.engine.toml import dump
 
 FORMAT = "0.1"
@@ -120,7 +120,8 @@ class TrainStep:
             ("epochs", self.epochs, self.epochs >= 1, "at least 1"),
             ("lr", self.lr, 0 < self.lr < float("inf"), "a positive number"),
             ("momentum", self.momentum, 0 <= self.momentum < 1, "in [0, 1)"),
-            ("weight_decay", self.weight_decay, self.weight_decay >= 0, "at least 0"),
+            ("nesterov", self.nesterov, self._may_look_ahead(), 'false without `optimizer = "sgd"` and momentum > 0'),
+            ("weight_decay", self.weight_decay, 0 <= self.weight_decay < float("inf"), "at least 0, and finite"),
             ("warmup", self.warmup, 0 <= self.warmup <= self.epochs, "between 0 and the number of epochs"),
             ("smoothing", self.smoothing, 0 <= self.smoothing < 1, "in [0, 1)"),
             ("clip", self.clip, self.clip >= 0, "at least 0"),
@@ -132,13 +133,17 @@ class TrainStep:
             if not fine:
                 raise UsageError(f"train: {name} is {value!r}; it must be {wanted}.")
 
+    def _may_look_ahead(self) -> bool:
+        return not self.nesterov or (self.optimizer == "sgd" and self.momentum > 0)
+
 
 @dataclass(frozen=True)
 class PruneStep:
     """Prune once.
 
     Args:
-        to: the target, such as ``"params 5%"``, ``"sparsity 0.9"``, ``"macs 0.5x"`` or ``"2:4"``.
+        to: the target, such as ``"params 5%"``, ``"sparsity 0.9"``, ``"macs 0.5x"`` or ``"2:4"``; by default the
+            density of an N:M pattern, else ``"sparsity 0.9"``.
         criterion: which weights matter.
         allocation: how the budget is shared out over tensors.
         pattern: which shapes zeros may take.
@@ -148,7 +153,7 @@ class PruneStep:
     """
 
     do: ClassVar[str] = "prune"
-    to: str = "sparsity 0.9"
+    to: str | None = field(default=None, metadata={"default": lambda step: str(aim(None, step.pattern)[0])})
     criterion: Criterion = field(default_factory=Magnitude)
     allocation: Allocation = field(default_factory=Global)
     pattern: Pattern = field(default_factory=Unstructured)
@@ -157,7 +162,9 @@ class PruneStep:
     examples: int = 1024
 
     def __post_init__(self) -> None:
-        parse_target(self.to)
+        target, _ = aim(self.to, self.pattern)
+        if self.to is None:
+            object.__setattr__(self, "to", str(target))
         if self.examples < 1:
             raise UsageError(f"prune: examples is {self.examples}; it must be at least 1.")
 
@@ -264,7 +271,9 @@ def _with_options(kind: type[Any], table: Any, where: str) -> dict[str, Any]:
         raise UsageError(f'{where} is {table!r}; it must be a table with `use = "name"`.')
     fields = set(kind.__dataclass_fields__)
     inner = table.get("options", {})
-    options = {**(inner if isinstance(inner, Mapping) else {}), **{k: v for k, v in table.items() if k not in fields}}
+    if not isinstance(inner, Mapping):
+        raise UsageError(f"{where}.options is {inner!r}; it must be a table, or leave it out: `{where}.NAME = ...`.")
+    options = {**inner, **{k: v for k, v in table.items() if k not in fields}}
     return {**{k: v for k, v in table.items() if k in fields and k != "options"}, "options": options}
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from secateur.core.allocations import Allocation, ByCost, Global
 from secateur.core.budget import keep_for
-from secateur.core.choose import broadcast, choose, keep_counts, reduce_scores
+from secateur.core.choose import broadcast, choose, keep_counts, reduce_scores, scores_of
 from secateur.core.errors import BudgetError, ModelError, UsageError
 from secateur.core.losses import CrossEntropy
 from secateur.core.masks import Masks
@@ -19,7 +19,7 @@ from secateur.core.patterns import NM, Pattern, Unstructured
 from secateur.core.prunable import check_finite
 from secateur.core.reading import Paper
 from secateur.core.run import Run
-from secateur.core.schedules import Cubic, Schedule
+from secateur.core.schedules import Cubic, Levels, Schedule
 from secateur.core.sockets import Criterion, Rule
 from secateur.core.task import Task, device_of
 from secateur.criteria.magnitude import Magnitude
@@ -100,6 +100,19 @@ class Gradual(Rule):
                 f"gradual: the pattern {self.pattern.n}:{self.pattern.m} fixes the sparsity, and sparsity is "
                 f"{self.sparsity:g}; set `sparsity = {1 - self.pattern.n / self.pattern.m:.4g}`."
             )
+        self._check_levels()
+
+    def _check_levels(self) -> None:
+        """Levels of equal shares must lead from the first sparsity to the last."""
+        if not isinstance(self.schedule, Levels) or self.sparsity == self.initial:
+            return
+        final = (self.sparsity - self.initial) / (1 - self.initial)
+        if abs(self.schedule.final - final) > 5e-4:
+            begin = f" from initial = {self.initial:g}" if self.initial else ""
+            raise UsageError(
+                f"gradual: the levels lead to final = {self.schedule.final:g}, sparsity is {self.sparsity:g}{begin}; "
+                f"set `final = {final:.6g}` in the schedule."
+            )
 
     def begin(self, run: Run) -> None:
         """Check that the target can be met, and prune when the first round comes before the first step."""
@@ -151,6 +164,7 @@ class Gradual(Rule):
             if most == pattern.m:
                 return
             pattern = NM(most, pattern.m)
+            keep = run.masks.total // pattern.m * most
         elif keep >= run.masks.kept and not self.regrow:
             return
         if self.regrow:
@@ -166,8 +180,8 @@ class Gradual(Rule):
 
     def _scores(self, run: Run) -> Named:
         if "data-free" in self.criterion.needs:
-            return self.criterion(Task(run.model, CrossEntropy(), ()), run.masks)
-        return reduce_scores(self.criterion(run.task(self.examples), run.masks), self.examples)
+            return scores_of(self.criterion, Task(run.model, CrossEntropy(), ()), run.masks)
+        return reduce_scores(scores_of(self.criterion, run.task(self.examples), run.masks), self.examples)
 
 
 @torch.no_grad()

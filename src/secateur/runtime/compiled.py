@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 import time
+import weakref
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
@@ -76,8 +78,8 @@ class Compiled:
 
     def __init__(self, captured: Captured, options: Mapping[str, Any]) -> None:
         self._captured = captured
-        self._folder = tempfile.TemporaryDirectory(prefix="secateur-", ignore_cleanup_errors=True)
-        folder = Path(self._folder.name)
+        folder = Path(tempfile.mkdtemp(prefix="secateur-"))
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         self._parts = [
             _Native(part, folder, index, options) if isinstance(part, NativeSegment) else _Torch(part)
             for index, part in enumerate(captured.segments)
