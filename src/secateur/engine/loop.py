@@ -25,7 +25,7 @@ from secateur.core.losses import CrossEntropy
 from secateur.core.masks import Masks
 from secateur.core.names import parameters, unwrap
 from secateur.core.run import Run
-from secateur.core.sockets import Rule
+from secateur.core.sockets import Rule, blame
 from secateur.core.task import Task, device_of, to
 from secateur.engine import distributed
 from secateur.engine.checkpoint import Feed, Metrics, asked_of, check_asked, load_state, save_state
@@ -99,7 +99,8 @@ class Training:
                 if self._stop():
                     raise KeyboardInterrupt
         for rule in self.step.rules:
-            rule.end(self.run)
+            with blame(rule):
+                rule.end(self.run)
         masks = self.run.masks
         result = self._ema.module if self._ema is not None else self.model
         pruned_last = masks.kept < self._best_kept or self.best_state is None
@@ -180,7 +181,8 @@ class Training:
             # Ranks see different examples, so their dropout differs too
             streams.seed_global(self.seed, "train", *([distributed.rank()] if distributed.world() > 1 else []))
             for rule in self.step.rules:
-                rule.begin(self.run)
+                with blame(rule):
+                    rule.begin(self.run)
         if self._ema is not None and list(parameters(self._ema)) != list(parameters(self.model)):
             raise UsageError(
                 "train: a rule has changed the network's parameters; they cannot be averaged, set `ema = 0`."
@@ -190,7 +192,8 @@ class Training:
         run = self.run
         run.step, run.states, run.resumed = saved["step"], saved["rules"], True
         for rule in self.step.rules:
-            rule.begin(run)
+            with blame(rule):
+                rule.begin(run)
         run.resumed = False
         try:
             unwrap(self.model).load_state_dict(saved["model"])
@@ -252,7 +255,8 @@ class Training:
         if not self._late:
             self._check_loss(total, run.step, epoch + 1)
         for rule in step.rules:
-            rule.before_step(run)
+            with blame(rule):
+                rule.before_step(run)
         run.hold.mask_gradients_()
         clipped = nn.utils.clip_grad_norm_(self.model.parameters(), step.clip) if step.clip else None
         optimizer.step()
@@ -261,7 +265,8 @@ class Training:
         run.step += 1
         self._batch += count
         for rule in step.rules:
-            rule.after_step(run)
+            with blame(rule):
+                rule.after_step(run)
         if self._ema is not None:  # after the rules, so that it averages the weights the network computes with
             self._ema.update_parameters(unwrap(self.model))
         self._log(epoch, total, {} if clipped is None else {"gradient_norm": clipped})
@@ -292,7 +297,8 @@ class Training:
             output = _call_wrapped(self._forward, inputs)
         loss = self._loss(output, target)
         for rule in self.step.rules:
-            loss = rule.loss(self.run, loss, batch, output)
+            with blame(rule):
+                loss = rule.loss(self.run, loss, batch, output)
         return loss
 
     def _log(self, epoch: int, loss: float | Tensor, more: dict[str, Tensor]) -> None:
