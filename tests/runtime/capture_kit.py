@@ -125,14 +125,16 @@ class Row(nn.Module):
 
 
 class ByHand(nn.Module):
-    """Attention as nanoGPT writes it; ``fill`` hides what is ahead."""
+    """Attention as nanoGPT writes it; ``fill`` hides what is ahead, and for the first of the ``blind`` everything."""
 
-    def __init__(self, length=6, width=8, heads=2, fill=-math.inf):
+    def __init__(self, length=6, width=8, heads=2, fill=-math.inf, blind=False):
         super().__init__()
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
         self.heads, self.fill = heads, fill
         self.register_buffer("mask", torch.tril(torch.ones(length, length)).view(1, 1, length, length))
+        if blind:
+            self.mask[0, 0, 0] = 0
 
     def forward(self, x):
         n, t, e = x.shape
@@ -242,10 +244,11 @@ def windows(parts, x):
 
 
 class Cells(nn.Module):
-    """An LSTM written out, with its gates in an order of its own and both biases; also the last state."""
+    """An LSTM written out, with its gates in an order of its own and both biases; also the last state or cell."""
 
-    def __init__(self):
+    def __init__(self, inner=False):
         super().__init__()
+        self.inner = inner
         self.given, self.before = nn.Linear(8, 16), nn.Linear(4, 16)
 
     def forward(self, x):
@@ -256,4 +259,4 @@ class Cells(nn.Module):
             cell = torch.tanh(new) * torch.sigmoid(enter) + cell * torch.sigmoid(keep)
             h = torch.tanh(cell) * torch.sigmoid(leave)
             states.append(h)
-        return torch.stack(states, 1), h
+        return torch.stack(states, 1), cell if self.inner else h

@@ -132,6 +132,7 @@ LAYERS = {
         SEQUENCE, {"linear": 2, "attention": 1},
     ),
     "by-hand-finite": (lambda: kit.ByHand(fill=-1e9), (2, 6, 8), {"linear": 2, "slice": 3, "attention": 1}),
+    "by-hand-blind": (lambda: kit.ByHand(fill=-1e9, blind=True), (2, 6, 8), None),
     "by-hand-soft": (lambda: kit.ByHand(fill=-2.0), (2, 6, 8), None),
     "rotary": (lambda: Call(kit.rotate, *(nn.Linear(8, 8) for _ in range(3))), SEQUENCE, None),
     "grouped": (lambda: Call(kit.grouped, nn.Linear(8, 8), nn.Linear(8, 4), nn.Linear(8, 4)), SEQUENCE, None),
@@ -147,6 +148,7 @@ LAYERS = {
     "gru-bare": (lambda: kit.Recurrent(nn.GRU, bias=False), (2, 5, 4), {"gru": 1}),
     "lstm-both-ways": (lambda: kit.Recurrent(nn.LSTM, num_layers=2, bidirectional=True), (2, 5, 4), {"lstm": 1}),
     "cells": (kit.Cells, SEQUENCE, {"lstm": 1, "slice": 1, "reshape": 1}),
+    "cells-inside": (lambda: kit.Cells(inner=True), SEQUENCE, None),
     "rnn": (lambda: kit.Recurrent(nn.RNN), (2, 5, 4), None),
     "skip": (kit.Skip, (2, 3, 8, 8), {"conv": 3, "reshape": 2, "expand": 1, "concat": 1}),
     "convnext": (kit.ConvNext, MAP, {"conv": 1, "permute": 2, "layer_norm": 1, "linear": 2, "binary": 1}),
@@ -177,6 +179,10 @@ LAYERS = {
     ),
     "norm-over-tokens": (
         lambda: nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(5), nn.ReLU()), SEQUENCE, {"linear": 1, "affine": 1},
+    ),
+    "norm-turned": (
+        lambda: Call(lambda m, x: m[1](m[0](x).transpose(1, 2)).transpose(1, 2), nn.Linear(8, 8), nn.BatchNorm1d(8)),
+        SEQUENCE, {"linear": 1, "affine": 1, "permute": 2},
     ),
     "norm-behind": (
         lambda: nn.Sequential(nn.Conv2d(8, 4, 3), nn.ReLU(), nn.BatchNorm2d(4)), MAP, {"conv": 1, "affine": 1},
@@ -229,9 +235,15 @@ def test_masks_of_the_past_become_a_flag(model):
     assert attrs["scale"] == pytest.approx(1 / math.sqrt(4), rel=1e-12)
 
 
-def test_a_mask_that_hides_little_stays_a_sum():
-    """A fill of -2 is no mask: positions ahead still count."""
-    assert "attention" not in kit.census(capture(kit.ByHand(fill=-2.0), torch.randn(2, 6, 8)))
+@pytest.mark.parametrize("model", [kit.ByHand(fill=-2.0), kit.ByHand(fill=-1e9, blind=True)])
+def test_a_fill_that_is_no_mask_stays_a_fill(model):
+    """At -2 positions ahead still count; a row of nothing but -1e9 sees everything alike."""
+    assert "attention" not in kit.census(capture(model, torch.randn(2, 6, 8)))
+
+
+def test_a_recurrence_whose_inside_is_read_stays_written_out():
+    """The cell is no result of every lstm's positions."""
+    assert "lstm" not in kit.census(capture(kit.Cells(inner=True), torch.randn(2, 5, 8)))
 
 
 @pytest.mark.parametrize("seed", range(24))
