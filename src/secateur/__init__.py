@@ -69,6 +69,8 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
+    if name == "runtime":
+        return importlib.import_module("secateur.runtime")
     if name in _PLACES:
         return getattr(importlib.import_module(f"secateur.{_PLACES[name]}"), name)
     raise AttributeError(f"module 'secateur' has no attribute {name!r}")

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from secateur import _native
 from secateur.core.errors import FileError, SecateurError
 from secateur.core.files import read_tensors
 from secateur.core.masks import Masks
@@ -22,7 +23,11 @@ from secateur.engine.folder import MASKS, WEIGHTS, Artefact, origin, resolve
 def environment(data_dir: str | None = None) -> dict[str, Any]:
     """Versions, machine, extras that are installed and data sets that are found."""
     facts: dict[str, Any] = dict(origin())
-    for extra in ("sklearn", "pyarrow", "PIL", "datasets", "tensorboard", "mlflow", "trackio"):
+    core = _native.library()
+    facts["compiled core"] = (
+        core.sec_isas().decode() if core else f"none: {_native.why_not()}; plans run on NumPy, slowly"
+    )
+    for extra in ("sklearn", "pyarrow", "PIL", "datasets", "onnxruntime", "tensorboard", "mlflow", "trackio"):
         facts[extra] = "installed" if importlib.util.find_spec(extra) else "not installed"
     facts["data folder"] = data_dir or os.environ.get("SECATEUR_DATA") or "none ($SECATEUR_DATA is not set)"
     for name in ("digits", "mnist", "cifar10", "monks1", "nettalk", "tinyshakespeare"):

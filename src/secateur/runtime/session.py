@@ -210,11 +210,10 @@ def _fitting(spec: InputSpec, array: np.ndarray) -> np.ndarray:
             raise UsageError(f"input '{spec.name}' is {array.dtype}; the network takes {wanted}.")
         array = array.astype(wanted)
     shape, given = tuple(spec.shape), array.shape
-    fits = given == shape or (
-        shape[:1] == (0,) and len(given) == len(shape) and given[1:] == shape[1:] and given[0] > 0
-    )
+    free = shape[:1] == (0,)
+    fits = given[1:] == shape[1:] and len(given) > 0 and given[0] > 0 if free else given == shape
     if not fits:
-        wants = ["batch", *shape[1:]] if shape[:1] == (0,) else list(shape)
+        wants = ["batch", *shape[1:]] if free else list(shape)
         raise UsageError(f"input '{spec.name}' has shape {list(given)}; the network takes {wants}.")
     return np.ascontiguousarray(array)
 
