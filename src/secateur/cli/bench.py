@@ -26,7 +26,7 @@ OURS = "secateur"
 
 def run(request: argparse.Namespace) -> int:
     """Time a network, compiled, against dense torch and other engines, taken in turn."""
-    threads = request.threads or torch.get_num_threads()
+    threads = torch.get_num_threads() if request.threads is None else request.threads
     rivals = [("torch", ""), *(_rival(word) for word in request.against)]
     _check(request)
     net = _network(request)
@@ -58,7 +58,10 @@ def run(request: argparse.Namespace) -> int:
 
 
 def _check(request: argparse.Namespace) -> None:
-    for name, value, least in (("--rounds", request.rounds, 1), ("--threads", request.threads or 1, 1)):
+    for name, value, least in (
+        ("--rounds", request.rounds, 1),
+        ("--threads", 1 if request.threads is None else request.threads, 1),
+    ):
         if value < least:
             raise UsageError(f"{name} is {value}; give at least {least}.")
     if not request.seconds > 0:
