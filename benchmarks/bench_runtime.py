@@ -77,6 +77,7 @@ class Row:
     deepsparse: dict[int, float]
     keep: tuple[str, ...] = ()
     only_1x1: bool = False
+    block: int = 1
 
 
 def _resnet50() -> nn.Module:
@@ -98,6 +99,8 @@ ROWS = {
     "MLP 784-1024-1024-10 90 %": Row(mlp, (784,), 0.9, {1: 1.5, 16: 1.5}, {1: 2.0, 16: 2.0}),
     "two BERT-base layers, 128 tokens 90 %": Row(_encoder, (128, 768), 0.9, {1: 3.3, 16: 3.5}, {1: 1.0, 16: 1.0}),
     "MobileNetV1, 1x1 at 90 %": Row(mobilenet_v1, (3, 224, 224), 0.9, {1: 1.8}, {}, only_1x1=True),
+    "ResNet-50 90 % in 4x1 blocks": Row(_resnet50, (3, 224, 224), 0.9, {1: 3.3, 16: 3.8}, {}, _STEM, block=4),
+    "two BERT-base layers 90 % in 4x1 blocks": Row(_encoder, (128, 768), 0.9, {1: 3.3, 16: 3.5}, {}, block=4),
     "ResNet-50 dense": Row(_resnet50, (3, 224, 224), 0.0, {1: 1 / 1.5}, {}),
     "ResNet-20 width 16 dense": Row(lambda: build("resnet20"), (3, 32, 32), 0.0, {1: 1 / 1.5, 16: 1 / 1.5}, {}),
     "ResNet-20 width 64 dense": Row(
@@ -122,7 +125,8 @@ def prepared(row: Row) -> nn.Module:
     for name, weight in net.named_parameters():
         wanted = weight.ndim > 1 and name not in row.keep
         if wanted and (not row.only_1x1 or tuple(weight.shape[2:]) == (1, 1) and weight.shape[1] > 1):
-            weight.data.masked_fill_(torch.rand_like(weight) < row.zeros, 0.0)
+            drawn = torch.rand(-(-len(weight) // row.block), *weight.shape[1:]) < row.zeros
+            weight.data.masked_fill_(drawn.repeat_interleave(row.block, 0)[: len(weight)], 0.0)
     return net
 
 

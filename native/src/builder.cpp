@@ -3,9 +3,25 @@
 #include <cstring>
 #include <numeric>
 
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#endif
+
 namespace sec {
 
 namespace {
+
+// Under the address sanitizer no two buffers share memory, guarded floats lie behind each, and all begin as NaN:
+// what reads outside of its buffer, or what nothing has written, is seen.
+#if defined(__SANITIZE_ADDRESS__)
+constexpr bool kChecked = true;
+constexpr int64_t kGuard = 64;
+void guard(float* p) { ASAN_POISON_MEMORY_REGION(p, kGuard * 4); }
+#else
+constexpr bool kChecked = false;
+constexpr int64_t kGuard = 0;
+void guard(float*) {}
+#endif
 
 // A node on plain arrays.
 class Plain final : public Step {
@@ -211,16 +227,16 @@ void Builder::place_buffers() {
         std::vector<std::pair<int64_t, int64_t>> taken;
         for (size_t j : placed) {
             const Buffer& o = buffers_[j];
-            if (o.first <= b.last && b.first <= o.last) taken.push_back({o.place, o.place + o.floats});
+            if (kChecked || (o.first <= b.last && b.first <= o.last)) taken.push_back({o.place, o.place + o.floats + kGuard});
         }
         std::sort(taken.begin(), taken.end());
         int64_t place = 0;
         for (const auto& t : taken) {
-            if (place + b.floats <= t.first) break;
+            if (place + b.floats + kGuard <= t.first) break;
             place = std::max(place, t.second);
         }
         b.place = place;
-        total = std::max(total, place + b.floats);
+        total = std::max(total, place + b.floats + kGuard);
         placed.push_back(i);
     }
     size_t scratch = 0, held = 0;
@@ -232,12 +248,13 @@ void Builder::place_buffers() {
                                           " bytes, more than the limit of " + std::to_string(limit_) +
                                           "; use a smaller batch or a larger memory_limit");
     out_->memory = allocate(static_cast<size_t>(total) * 4 + 64);
-    std::memset(out_->memory.get(), 0, static_cast<size_t>(total) * 4);
+    std::memset(out_->memory.get(), kChecked ? 0xFF : 0, static_cast<size_t>(total) * 4);
     out_->scratch = allocate(scratch * static_cast<size_t>(machine_.threads) + 64);
     Arena& a = out_->arena;
     a.base.assign(buffers_.size(), nullptr);
     for (size_t i = 0; i < buffers_.size(); ++i)
         if (buffers_[i].owned) a.base[i] = reinterpret_cast<float*>(out_->memory.get()) + buffers_[i].place;
+    for (size_t i : placed) guard(a.base[i] + buffers_[i].floats);
     for (int t = 0; t < machine_.threads; ++t) a.scratch.push_back(out_->scratch.get() + scratch * static_cast<size_t>(t));
     // Constants are numbered by the order of their buffers, kept in `place`.
     for (size_t i = 0; i < buffers_.size(); ++i)

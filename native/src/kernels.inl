@@ -118,10 +118,11 @@ template <int R, int P, int X> void list_tile(const ListJob& j) {
     for (int64_t u = j.first_unit; u < j.last_unit; ++u) {
         const int64_t b = j.begin[u], n = j.begin[u + 1] - b;
         if (n == 0 && !j.first && !j.last) continue;
+        const int64_t c = j.order[u];
         V acc[R * P];
-        start<R, P>(acc, j, u);
+        start<R, P>(acc, j, c);
         if (n) add_list<R, P, X>(acc, records + b, n, j.in, j.in_row, j.step);
-        finish_and_store<R, P>(acc, j, u);
+        finish_and_store<R, P>(acc, j, c);
     }
 }
 

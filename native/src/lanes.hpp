@@ -27,6 +27,7 @@ struct ListJob {
     const char* in;            // input at (row, x0) of this tile
     const uint8_t* records;    // of this chunk
     const int32_t* begin;      // record index for each unit (MR channels) of this chunk; units + 1 entries
+    const int32_t* order;      // lists: output channel of each unit of this chunk, longest lists first
     int64_t first_unit, last_unit;
     int64_t channels;          // output channels in all, for the last unit's tail
     char* out;                 // output at (row, channel 0, x0)

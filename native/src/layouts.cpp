@@ -39,6 +39,9 @@ Window window_of(const Node& n, const Graph& graph, const std::vector<Shape>& sh
 
 namespace {
 
+constexpr int64_t kCoarsest = 1024;        // rows of a strip for one row after all strides; past this one strip holds all
+constexpr int64_t kMostScale = int64_t{1} << 30;     // products of strides stop here, so that no sum overflows
+
 bool lane_function(Fn fn) {
     return fn <= Fn::tanh || fn == Fn::exp || fn == Fn::sqrt || fn == Fn::rsqrt || fn == Fn::neg || fn == Fn::abs ||
            fn == Fn::square || fn == Fn::reciprocal;
@@ -75,10 +78,10 @@ private:
     void image(int value, int from, int64_t stride) {
         if (out_.root[at(from)] < 0) out_.root[at(from)] = from;
         out_.slot[at(value)] = Slot::image;
-        out_.root[at(value)] = out_.root[at(from)], out_.scale[at(value)] = out_.scale[at(from)] * stride;
+        out_.root[at(value)] = out_.root[at(from)], out_.scale[at(value)] = std::min(out_.scale[at(from)] * stride, kMostScale);
     }
-    void set_rows(const Spread& spread);
-    double cost(const Spread& spread);
+    bool set_rows(const Spread& spread);           // false when strips cannot follow the strides
+    double cost(const Spread& spread) const;
     void set_reach();
     static size_t at(int v) { return static_cast<size_t>(v); }
     const Shape& shape(int v) const { return shapes_[at(v)]; }
@@ -97,8 +100,9 @@ void Chooser::visit(const Node& n) {
     Slot& result = out_.slot[at(y)];
     switch (n.op) {
         case Op::conv:
+            // a padded pixel may be all that the window sees: such a layer needs a halo
             if (s == Slot::single && window_of(n, g_, shapes_).kernel == std::array<int64_t, 2>{1, 1} &&
-                shape(y)[2] == 1 && shape(y)[3] == 1 && n.in.size() == 1)
+                n.attrs.pad == std::array<int64_t, 4>{} && n.in.size() == 1)
                 result = Slot::single;
             else image(y, x, n.attrs.stride[0]);
             break;
@@ -169,24 +173,25 @@ void Chooser::visit(const Node& n) {
     }
 }
 
-void Chooser::set_rows(const Spread& spread) {
+bool Chooser::set_rows(const Spread& spread) {
     const size_t n = g_.values.size();
     std::vector<int64_t> most(n, 1), step(n, 1);
     for (size_t v = 0; v < n; ++v) {
         if (out_.root[v] < 0 || shapes_[v].size() != 4) continue;
         const size_t r = at(out_.root[v]);
         most[r] = std::max(most[r], ceil_div(shapes_[v][2], spread.strips) * out_.scale[v]);
-        step[r] = std::min<int64_t>(std::lcm(step[r], out_.scale[v]), int64_t{1} << 40);
+        step[r] = std::min(std::lcm(step[r], out_.scale[v]), kMostScale);
+        if (spread.strips > 1 && step[r] > kCoarsest) return false;
     }
     for (size_t v = 0; v < n; ++v) {
         if (out_.root[v] < 0 || shapes_[v].size() != 4) continue;
         const size_t r = at(out_.root[v]);
         out_.rows[v] = spread.strips == 1 ? shapes_[v][2] : round_up(most[r], step[r]) / out_.scale[v];
     }
+    return true;
 }
 
-double Chooser::cost(const Spread& spread) {
-    set_rows(spread);
+double Chooser::cost(const Spread& spread) const {
     double total = 0;
     for (const Node& n : g_.nodes) {
         const int y = n.out[0];
@@ -222,10 +227,10 @@ Layouts Chooser::run(int64_t strips) {
     for (const Node& n : g_.nodes) visit(n);
     double best = 0;
     bool found = false;
-    Spread pick{1, lanes_};
+    Spread pick{lanes_, 1};
     for (int64_t s = lanes_; s >= 1; s /= 2) {
         const Spread spread{lanes_ / s, s};
-        if (strips && s != strips) continue;
+        if ((strips && s != strips) || !set_rows(spread)) continue;
         const double c = cost(spread);
         if (!found || c < best * 0.999) best = c, pick = spread, found = true;
     }

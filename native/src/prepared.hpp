@@ -9,6 +9,7 @@ namespace sec {
 struct Tuning {                                    // choices that override the rules; from the session's options
     int64_t strips = 0;
     int64_t vectors_per_row = 0;
+    int64_t piece = 0;
     std::map<std::string, ProductChoice> layers;
 };
 
@@ -26,6 +27,9 @@ struct Prepared {
 
 std::unique_ptr<Prepared> prepare(const Graph& graph, int64_t batch, const Machine& machine, const Tuning& tuning,
                                   int64_t memory_limit);
+
+// How many examples of a batch to run together; the batch itself where it cannot or need not be cut.
+int64_t piece_of(const Graph& graph, int64_t batch);
 
 // Which layout each value takes, decided before any step exists.
 enum class Slot { plain, image, tokens, single };  // single: a 1x1 map, replicated over strips

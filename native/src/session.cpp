@@ -2,6 +2,7 @@
 
 #include <chrono>
 #include <cstdio>
+#include <limits>
 
 #if defined(_WIN32)
 #include <process.h>
@@ -83,10 +84,11 @@ Tuning read_tuning(const char* source) {
         const std::string& k = v.keys[i];
         if (k == "strips") t.strips = whole(v.items[i], k);
         else if (k == "vectors") t.vectors_per_row = whole(v.items[i], k);
+        else if (k == "piece") t.piece = whole(v.items[i], k);
         else if (k == "layers" && v.items[i].is(json::Kind::object))
             for (size_t j = 0; j < v.items[i].keys.size(); ++j)
                 t.layers[v.items[i].keys[j]] = layer_choice(v.items[i].items[j], v.items[i].keys[j]);
-        else throw Error(SEC_ERROR_ARGUMENT, "tuning: '" + k + "' is not one of strips, vectors, layers");
+        else throw Error(SEC_ERROR_ARGUMENT, "tuning: '" + k + "' is not one of strips, vectors, piece, layers");
     }
     return t;
 }
@@ -146,16 +148,33 @@ void Session::survive_fork() {
     while (process_.load() != now) std::this_thread::yield();
 }
 
-Prepared& Session::find(int64_t batch) {
-    for (auto it = prepared_.begin(); it != prepared_.end(); ++it)
-        if ((*it)->batch == batch) {
-            prepared_.splice(prepared_.begin(), prepared_, it);
-            return *prepared_.front();
+std::shared_ptr<Prepared> Session::piece(int64_t size) {
+    for (const Planned& p : planned_) {
+        if (p.main && p.main->batch == size) return p.main;
+        if (p.rest && p.rest->batch == size) return p.rest;
+    }
+    return prepare(plan_->graph, size, machine_, tuning_, limit_);
+}
+
+Session::Planned& Session::find(int64_t batch) {
+    for (auto it = planned_.begin(); it != planned_.end(); ++it)
+        if (it->batch == batch) {
+            planned_.splice(planned_.begin(), planned_, it);
+            return planned_.front();
         }
-    auto p = prepare(plan_->graph, batch, machine_, tuning_, limit_);
-    prepared_.push_front(std::move(p));
-    if (prepared_.size() > kKept) prepared_.pop_back();
-    return *prepared_.front();
+    const Graph& g = plan_->graph;
+    Planned p;
+    p.batch = batch;
+    const std::vector<Shape> shapes = infer(g, batch, limit_ / 4);
+    for (int v : g.outputs) p.outputs.push_back(shapes[static_cast<size_t>(v)]);
+    p.piece = tuning_.piece ? std::min(tuning_.piece, batch) : piece_of(g, batch);
+    if (p.piece < batch && piece_of(g, std::numeric_limits<int32_t>::max()) == std::numeric_limits<int32_t>::max())
+        p.piece = batch;                             // the examples cannot be kept apart
+    p.main = piece(p.piece);
+    if (batch % p.piece) p.rest = piece(batch % p.piece);
+    planned_.push_front(std::move(p));
+    if (planned_.size() > kKept) planned_.pop_back();
+    return planned_.front();
 }
 
 void Session::prepare_batch(int64_t batch) {
@@ -169,9 +188,9 @@ void Session::output(int64_t batch, int index, sec_tensor& spec) {
     if (index < 0 || static_cast<size_t>(index) >= plan_->graph.outputs.size())
         throw Error(SEC_ERROR_ARGUMENT, "there is no output " + std::to_string(index));
     Guard guard(*this);
-    const Prepared& p = find(plan_->graph.batched ? batch : 1);
+    const Planned& p = find(plan_->graph.batched ? batch : 1);
     const size_t v = static_cast<size_t>(plan_->graph.outputs[static_cast<size_t>(index)]);
-    const Shape& s = p.shapes[v];
+    const Shape& s = p.outputs[static_cast<size_t>(index)];
     if (s.size() > SEC_MAX_DIMS) throw Error(SEC_ERROR_UNSUPPORTED, "an output has more than 8 dimensions");
     spec.dtype = plan_->graph.values[v].dtype == Dtype::f32 ? SEC_F32 : SEC_I64;
     spec.ndim = static_cast<int32_t>(s.size());
@@ -209,13 +228,13 @@ int64_t Session::check_inputs(const sec_tensor* in, int n) const {
     return batch < 0 ? 1 : batch;
 }
 
-void Session::check_outputs(const Prepared& p, const sec_tensor* out, int n) const {
+void Session::check_outputs(const Planned& p, const sec_tensor* out, int n) const {
     const Graph& g = plan_->graph;
     if (n < 0 || static_cast<size_t>(n) != g.outputs.size() || (n && !out))
         throw Error(SEC_ERROR_ARGUMENT, std::to_string(n) + " outputs given, the network has " + std::to_string(g.outputs.size()));
     for (size_t i = 0; i < g.outputs.size(); ++i) {
         const size_t v = static_cast<size_t>(g.outputs[i]);
-        const Shape& want = p.shapes[v];
+        const Shape& want = p.outputs[i];
         const int32_t type = g.values[v].dtype == Dtype::f32 ? SEC_F32 : SEC_I64;
         bool same = out[i].dtype == type && out[i].ndim >= 0 && static_cast<size_t>(out[i].ndim) == want.size() && out[i].data;
         for (size_t d = 0; same && d < want.size(); ++d) same = out[i].shape[d] == want[d];
@@ -245,24 +264,44 @@ void Session::execute(Prepared& p) {
     pool_->end();
 }
 
+void Session::run_piece(Prepared& p, int64_t first, int64_t batch, const sec_tensor* in, const sec_tensor* out) {
+    auto place = [&](const sec_tensor& t, int buffer) {
+        int64_t bytes = t.dtype == SEC_F32 ? 4 : 8;
+        for (int i = 0; i < t.ndim; ++i) bytes *= t.shape[i];
+        // Pieces are cut only where every input and output either has the batch in front or is the same for all.
+        const int64_t skip = first ? bytes / batch * first : 0;
+        p.arena.base[static_cast<size_t>(buffer)] = reinterpret_cast<float*>(static_cast<char*>(t.data) + skip);
+    };
+    const Graph& g = plan_->graph;
+    for (size_t i = 0; i < g.inputs.size(); ++i) {
+        sec_tensor t = in[i];
+        if (g.inputs[i].shape.empty() || g.inputs[i].shape[0] != 0) {
+            p.arena.base[static_cast<size_t>(p.input_buffers[i])] = static_cast<float*>(t.data);
+            continue;
+        }
+        place(t, p.input_buffers[i]);
+    }
+    for (size_t i = 0; i < g.outputs.size(); ++i) place(out[i], p.output_buffers[i]);
+    execute(p);
+}
+
 void Session::run(const sec_tensor* in, int in_count, const sec_tensor* out, int out_count) {
     const int64_t batch = check_inputs(in, in_count);
     Guard guard(*this);
-    Prepared& p = find(batch);
+    Planned& p = find(batch);
     check_outputs(p, out, out_count);
-    for (int i = 0; i < in_count; ++i)
-        p.arena.base[static_cast<size_t>(p.input_buffers[static_cast<size_t>(i)])] = static_cast<float*>(in[i].data);
-    for (int i = 0; i < out_count; ++i)
-        p.arena.base[static_cast<size_t>(p.output_buffers[static_cast<size_t>(i)])] = static_cast<float*>(out[i].data);
-    execute(p);
+    int64_t at = 0;
+    for (; at + p.piece <= batch; at += p.piece) run_piece(*p.main, at, batch, in, out);
+    if (p.rest) run_piece(*p.rest, at, batch, in, out);
 }
 
 std::string Session::explain(int64_t batch) {
     Guard guard(*this);
-    const Prepared& p = find(plan_->graph.batched ? batch : 1);
+    const Planned& planned = find(plan_->graph.batched ? batch : 1);
+    const Prepared& p = *planned.main;
     std::string s = "{\"isa\": " + quoted(machine_.kernels->name) + ", \"threads\": " + std::to_string(machine_.threads) +
                     ", \"lanes\": " + std::to_string(machine_.kernels->lanes) + ", \"strips\": " +
-                    std::to_string(p.spread.strips) + ", \"batch\": " + std::to_string(p.batch) + ", \"bytes\": " +
+                    std::to_string(p.spread.strips) + ", \"batch\": " + std::to_string(planned.batch) + ", \"piece\": " + std::to_string(planned.piece) + ", \"bytes\": " +
                     std::to_string(p.bytes) + ", \"steps\": [";
     for (size_t i = 0; i < p.steps.size(); ++i) {
         const Step& step = *p.steps[i];

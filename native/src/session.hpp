@@ -27,9 +27,17 @@ public:
 
 private:
     struct Guard;
-    Prepared& find(int64_t batch);
+    // A batch as it is run: pieces of one size, and what is left over.
+    struct Planned {
+        int64_t batch = 0, piece = 0;
+        std::shared_ptr<Prepared> main, rest;
+        std::vector<Shape> outputs;
+    };
+    Planned& find(int64_t batch);
+    std::shared_ptr<Prepared> piece(int64_t size);
     int64_t check_inputs(const sec_tensor* in, int count) const;
-    void check_outputs(const Prepared& p, const sec_tensor* out, int count) const;
+    void check_outputs(const Planned& p, const sec_tensor* out, int count) const;
+    void run_piece(Prepared& p, int64_t first, int64_t batch, const sec_tensor* in, const sec_tensor* out);
     void execute(Prepared& p);
     void survive_fork();
 
@@ -39,7 +47,7 @@ private:
     int64_t limit_;
     std::unique_ptr<std::mutex> mutex_;
     std::unique_ptr<Pool> pool_;
-    std::list<std::unique_ptr<Prepared>> prepared_;     // latest used first
+    std::list<Planned> planned_;                        // latest used first
     std::atomic<bool> profile_{false};
     std::atomic<long> process_;
 };

@@ -87,6 +87,11 @@ SEC_INLINE V vexp(V x) {
     y = bits_and(y, ~(x < spread(-87.33f)));
     return nan_from(x, y);
 }
+// t, but exactly 1 with the sign of x past the bound: what 1 + t leaves there must not grow with a factor x.
+SEC_INLINE V one_past(V x, float bound, V t) {
+    const V one = (V)(((VI)x & splat_i(INT32_MIN)) | (VI)spread(1.0f));
+    return choose(vabs(x) > spread(bound), one, t);
+}
 SEC_INLINE V vtanh(V x) {
     V c = vmin(vmax(x, spread(-7.90531110763549805f)), spread(7.90531110763549805f));
     V q = c * c;
@@ -101,7 +106,7 @@ SEC_INLINE V vtanh(V x) {
     d = d * q + 1.18534705686654e-04f;
     d = d * q + 2.26843463243900e-03f;
     d = d * q + 4.89352518554385e-03f;
-    return nan_from(x, c * p / d);
+    return nan_from(x, one_past(x, 9.0f, c * p / d));
 }
 SEC_INLINE V verf(V x) {
     V c = vmin(vmax(x, spread(-4.0f)), spread(4.0f));
@@ -118,7 +123,7 @@ SEC_INLINE V verf(V x) {
     d = d * q + -1.68282697438203e-03f;
     d = d * q + -7.37332916720468e-03f;
     d = d * q + -1.42647390514189e-02f;
-    return nan_from(x, c * p / d);
+    return nan_from(x, one_past(x, 4.0f, c * p / d));
 }
 SEC_INLINE V vsigmoid(V x) {
     V e = vexp(-vabs(x));                                   // never overflows
@@ -141,7 +146,7 @@ template <class F> SEC_INLINE void each(V* v, int n, F f) {
             break;
         case Act::silu: each(v, n, [](V x) { return x * vsigmoid(x); }); break;
         case Act::hardswish:
-            each(v, n, [](V x) { return x * vmin(relu_of(x + 3.0f), spread(6.0f)) * (1.0f / 6.0f); });
+            each(v, n, [](V x) { return x * (vmin(relu_of(x + 3.0f), spread(6.0f)) * (1.0f / 6.0f)); });
             break;
         case Act::hardsigmoid:
             each(v, n, [](V x) { return vmin(relu_of(x + 3.0f), spread(6.0f)) * (1.0f / 6.0f); });

@@ -7,7 +7,8 @@
 namespace sec {
 namespace {
 
-constexpr int64_t kL1 = 22 * 1024;                  // of 32 KiB: the outputs and the list need room too
+constexpr int64_t kL1 = 32 * 1024;                  // measured: what spills over comes from the second level in time
+constexpr int64_t kBestP = 8;                       // more vectors share a list, but its chunks hold fewer channels
 constexpr int64_t kShortest = 6;                    // fewer records a channel and chunk cost more than they save
 
 struct Span {
@@ -22,12 +23,14 @@ class Product final : public Step {
 public:
     Product(const ProductSpec& spec, const ProductChoice& choice, const Machine& machine);
     void run(const Arena& arena, int64_t tile, int thread) const override;
-    size_t held_bytes() const override { return records_.size() + begin_.size() * 4; }
+    size_t held_bytes() const override { return records_.size() + (begin_.size() + order_.size()) * 4; }
 
 private:
     void choose_path(const std::vector<float>& w, const ProductChoice& choice);
     void choose_tiles(const ProductChoice& choice);
     void choose_chunks(const ProductChoice& choice);
+    void count_records(const std::vector<float>& w);
+    bool record(const std::vector<float>& w, int64_t u, int64_t ci, int64_t t, uint8_t* rec) const;
     void build(const std::vector<float>& w);
     void split_units();
     int64_t offset_of(const Tap& t) const;
@@ -46,6 +49,8 @@ private:
     std::vector<int64_t> splits_;
     std::vector<uint8_t> records_;
     std::vector<int32_t> begin_;                    // [chunk][units + 1]
+    std::vector<int32_t> order_;                    // [chunk][units]
+    std::vector<int32_t> counts_;                   // [chunk][units], while building
     std::vector<float> bias_;
     std::vector<int32_t> masks_;
 };
@@ -74,8 +79,9 @@ Product::Product(const ProductSpec& spec, const ProductChoice& choice, const Mac
     choose_path(w, choice);
     choose_tiles(choice);
     choose_chunks(choice);
-    build(w);
+    count_records(w);
     split_units();
+    build(w);
     s_.weight = s_.bias = nullptr;
     const LaneShape& o = s_.out.shape;
     tiles = o.groups * static_cast<int64_t>(rows_.size()) * x_parts_ * (static_cast<int64_t>(splits_.size()) - 1);
@@ -110,9 +116,9 @@ void Product::choose_path(const std::vector<float>& w, const ProductChoice& choi
 
 void Product::choose_tiles(const ProductChoice& choice) {
     const LaneShape& o = s_.out.shape;
-    int64_t most = blocks_ ? k_.block_p : k_.max_p;
+    int64_t most = blocks_ ? k_.block_p : std::min<int64_t>(k_.max_p, kBestP);
     const int64_t most_two = k_.max_p >= 16 ? 14 : 7;
-    if (choice.p) most = std::min<int64_t>(most, choice.p);
+    if (choice.p) most = std::min<int64_t>(blocks_ ? k_.block_p : k_.max_p, choice.p);
     xs_ = even(o.width, most);
     int64_t together = 1;
     if (!blocks_ && o.width <= most_two && o.rows >= 2 && choice.p <= 0) together = 2;
@@ -155,38 +161,60 @@ int64_t Product::offset_of(const Tap& t) const {
     return 4 * (t.ky * s_.dil_h * i.row_stride + t.ci * i.chan_stride + t.kx * s_.dil_w * i.lanes);
 }
 
-void Product::build(const std::vector<float>& w) {
+// The record of one weight position for the unit's channels; false when all of them are zero.
+bool Product::record(const std::vector<float>& w, int64_t u, int64_t ci, int64_t t, uint8_t* rec) const {
     const int64_t taps = s_.kernel_h * s_.kernel_w, row = per_group_in_ * taps;
+    bool any = false;
+    for (int64_t m = 0; m < mr_; ++m) {
+        const int64_t o = u * mr_ + m;
+        const float v = o < outs_ ? w[static_cast<size_t>(o * row + ci * taps + t)] : 0.0f;
+        any = any || v != 0.0f;
+        if (rec) std::memcpy(rec + 4 + 4 * m, &v, 4);
+    }
+    return any;
+}
+
+void Product::count_records(const std::vector<float>& w) {
+    const int64_t taps = s_.kernel_h * s_.kernel_w;
+    counts_.assign(static_cast<size_t>(chunks_ * units_), 0);
+    for (int64_t u = 0; u < units_; ++u)
+        for (int64_t ci = 0; ci < per_group_in_; ++ci)
+            for (int64_t t = 0; t < taps; ++t)
+                counts_[static_cast<size_t>(ci / chunk_channels_ * units_ + u)] += record(w, u, ci, t, nullptr);
+}
+
+// Within a split, units of equal length follow each other, so that the end of the kernel's loop can be foreseen.
+void Product::build(const std::vector<float>& w) {
+    const int64_t taps = s_.kernel_h * s_.kernel_w;
     const size_t size = static_cast<size_t>(4 + 4 * mr_);
-    begin_.assign(static_cast<size_t>(chunks_ * (units_ + 1)), 0);
-    records_.reserve(static_cast<size_t>(nonzeros + 1) * size);
+    begin_.reserve(static_cast<size_t>(chunks_ * (units_ + 1)));
+    order_.resize(static_cast<size_t>(chunks_ * units_));
+    records_.reserve(static_cast<size_t>(std::accumulate(counts_.begin(), counts_.end(), int64_t{1})) * size);
     std::vector<uint8_t> rec(size);
-    int64_t at = 0;
     for (int64_t chunk = 0; chunk < chunks_; ++chunk) {
         const int64_t c0 = chunk * chunk_channels_, c1 = std::min(per_group_in_, c0 + chunk_channels_);
-        for (int64_t u = 0; u < units_; ++u) {
-            begin_[static_cast<size_t>(chunk * (units_ + 1) + u)] = static_cast<int32_t>(at);
-            const int64_t first_in = (u * mr_ / per_group_out_) * per_group_in_;
+        const int32_t* lengths = counts_.data() + chunk * units_;
+        int32_t* order = order_.data() + chunk * units_;
+        std::iota(order, order + units_, 0);
+        for (size_t part = 0; mr_ == 1 && part + 1 < splits_.size(); ++part)
+            std::stable_sort(order + splits_[part], order + splits_[part + 1],
+                             [&](int32_t a, int32_t b) { return lengths[a] > lengths[b]; });
+        for (int64_t i = 0; i < units_; ++i) {
+            const int64_t u = order[i], first_in = (u * mr_ / per_group_out_) * per_group_in_;
+            begin_.push_back(static_cast<int32_t>(records_.size() / size));
             for (int64_t ci = c0; ci < c1; ++ci)
                 for (int64_t t = 0; t < taps; ++t) {
-                    bool any = false;
-                    for (int64_t m = 0; m < mr_; ++m) {
-                        const int64_t o = u * mr_ + m;
-                        const float v = o < outs_ ? w[static_cast<size_t>(o * row + ci * taps + t)] : 0.0f;
-                        any = any || v != 0.0f;
-                        std::memcpy(rec.data() + 4 + 4 * m, &v, 4);
-                    }
-                    if (!any) continue;
+                    if (!record(w, u, ci, t, rec.data())) continue;
                     const int32_t off = static_cast<int32_t>(offset_of({first_in + ci, t / s_.kernel_w, t % s_.kernel_w}));
                     std::memcpy(rec.data(), &off, 4);
                     records_.insert(records_.end(), rec.begin(), rec.end());
-                    ++at;
                 }
         }
-        begin_[static_cast<size_t>(chunk * (units_ + 1) + units_)] = static_cast<int32_t>(at);
+        begin_.push_back(static_cast<int32_t>(records_.size() / size));
     }
     records_.insert(records_.end(), size, 0);       // the spare record
-    records_.shrink_to_fit();
+    counts_.clear();
+    counts_.shrink_to_fit();
 }
 
 // Enough tiles to share; each split of the output channels has about the same number of records.
@@ -203,10 +231,7 @@ void Product::split_units() {
     std::vector<int64_t> total(static_cast<size_t>(units_ + 1), 0);
     for (int64_t u = 0; u < units_; ++u) {
         int64_t n = 2;
-        for (int64_t c = 0; c < chunks_; ++c) {
-            const int32_t* b = begin_.data() + c * (units_ + 1) + u;
-            n += b[1] - b[0];
-        }
+        for (int64_t c = 0; c < chunks_; ++c) n += counts_[static_cast<size_t>(c * units_ + u)];
         total[static_cast<size_t>(u + 1)] = total[static_cast<size_t>(u)] + n;
     }
     splits_.push_back(0);
@@ -236,6 +261,7 @@ void Product::run_lists(ListJob job, const Span& x_range, const Lanes& in, const
         job.p = static_cast<int32_t>(x.count);
         for (int64_t c = 0; c < chunks_; ++c) {
             job.begin = begin_.data() + c * (units_ + 1);
+            job.order = order_.data() + c * units_;
             job.first = c == 0, job.last = c + 1 == chunks_;
             k_.list(job);
         }
