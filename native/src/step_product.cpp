@@ -117,11 +117,15 @@ void Product::choose_path(const std::vector<float>& w, const ProductChoice& choi
 void Product::choose_tiles(const ProductChoice& choice) {
     const LaneShape& o = s_.out.shape;
     int64_t most = blocks_ ? k_.block_p : std::min<int64_t>(k_.max_p, kBestP);
-    const int64_t most_two = k_.max_p >= 16 ? 14 : 7;
     if (choice.p) most = std::min<int64_t>(blocks_ ? k_.block_p : k_.max_p, choice.p);
-    xs_ = even(o.width, most);
+    // Two rows at once: a window of several rows then reads the rows between them once for both.
+    const int64_t most_two = 7;
     int64_t together = 1;
-    if (!blocks_ && o.width <= most_two && o.rows >= 2 && choice.p <= 0) together = 2;
+    if (!blocks_ && o.rows >= 2 && (s_.kernel_h > 1 || o.width <= most_two) && choice.p <= most_two) {
+        together = 2;
+        most = std::min(most, most_two);
+    }
+    xs_ = even(o.width, most);
     for (int64_t r = 0; r < o.rows;) {
         const int64_t n = r + together <= o.rows ? together : 1;
         rows_.push_back({r, n});
