@@ -122,14 +122,17 @@ Lead Checker::visit(const Node& n) const {
 
 }  // namespace
 
-// Examples that run together: as many as keep the feature maps in the shared cache. More would stream each layer's
-// maps through memory; lists and blocks are read again for every piece, but they are small.
+// Examples that run together: as many as keep the feature maps in the second-level cache, or one. More would stream each
+// layer's maps through the shared cache or memory; lists are read again for every piece, but they are small beside maps.
+// Where no value has pixels or tokens the weights are what costs, and the batch stays whole.
 int64_t piece_of(const Graph& graph, int64_t batch) {
-    constexpr double kCache = 16.0 * 1024 * 1024;
+    constexpr double kCache = 1024.0 * 1024;
     if (batch <= 1 || !graph.batched) return batch;
     const std::vector<Shape> shapes = infer(graph, 1, INT64_MAX / 64);
     int64_t most = 1;
-    for (const Shape& s : shapes) most = std::max(most, count(s));
+    bool maps = false;
+    for (const Shape& s : shapes) most = std::max(most, count(s)), maps = maps || s.size() > 2;
+    if (!maps) return batch;
     const double each = 3.0 * 4.0 * static_cast<double>(most);
     int64_t piece = 1;
     while (piece * 2 <= batch && static_cast<double>(piece * 2) * each <= kCache) piece *= 2;

@@ -34,7 +34,7 @@ def one(seed, path):
     case = kit.Case(net, outputs, path)
     isa = grower.pick(kit.ISAS)
     strips = grower.pick((0, 0, *(1 << n for n in range(5) if 1 << n <= kit.lanes(isa))))
-    tuning = {"strips": strips, "vectors": grower.pick((0, 0, 1, 3))}
+    tuning = {"strips": strips, "vectors": grower.pick((0, 0, 1, 3)), "piece": grower.pick((0, 0, 1, 2, 3))}
     names = [node.name for node in net.nodes if node.op in ("conv", "linear")]
     if random.random() < 0.4:
         tuning["layers"] = {

@@ -64,7 +64,7 @@ def test_strips(cases, isa):
     """Images over lanes in every division: from one image a lane to all lanes for one image."""
     for count in strips(isa):
         cases["image"].check(isa, kit.batches_of(isa), (1, 3), {"strips": count})
-        with Session(cases["image"].path, threads=1, isa=isa, tuning={"strips": count}) as session:
+        with kit.Core(cases["image"].path, threads=1, isa=isa, tuning={"strips": count}) as session:
             assert session.explain(3)["strips"] == count
 
 
@@ -79,19 +79,53 @@ def test_paths(cases, name, path, isa):
             layers = {layer: {"path": path, "p": p, "chunk": chunk} for layer in products(case)}
             case.check(isa, (1, 3), (1,) if p else (1, 3), {"layers": layers})
             case.check(isa, (2,), (1,), {"layers": layers, "strips": strips(isa)[-1]})
-    with Session(case.path, threads=1, isa=isa, tuning={"layers": layers}) as session:
+    ungrouped = [n.name for n in case.graph.nodes if n.op in ("conv", "linear") and n.attrs.get("groups", 1) == 1]
+    with kit.Core(case.path, threads=1, isa=isa, tuning={"layers": layers}) as session:
         taken = kit.steps(session, 3)
-        free = [n.name for n in case.graph.nodes if n.name in taken and n.op in ("conv", "linear")]
-        free = [
-            n for n in free if case.graph.nodes[[m.name for m in case.graph.nodes].index(n)].attrs.get("groups", 1) == 1
-        ]
-        assert free and all(("lists" in taken[n]) == (path == "lists") for n in free)
+        assert all(("lists" in taken[name]) == (path == "lists") for name in ungrouped)
 
 
 @pytest.mark.parametrize("isa", kit.ISAS)
 def test_vectors_in_a_row_of_tokens(cases, isa):
     for vectors in (1, 2, 3, 7, 1000):
         cases["tokens"].check(isa, kit.batches_of(isa), (1, 3), {"vectors": vectors})
+
+
+def apart(net):
+    """Examples that stay apart, through a view without the batch; one input serves all of them."""
+    x, shared = net.input(0, 5, 6), net.input(6, 7)
+    a = net.add("matmul", net.linear(net.add("reshape", x, shape=(-1, 6)), 6, 6, act="relu"), shared)
+    b = net.add("reshape", a, shape=(0, 5, 7))
+    return [net.linear(b, 3, 7), a, x]
+
+
+def mixed(net):
+    """A mean over the batch: no example can be run alone."""
+    x = net.linear(net.input(0, 9), 7, 9)
+    mean = net.add("reduce", x, fn="mean", axes=(0,), keepdims=True)
+    return [net.add("binary", x, mean, fn="sub"), net.add("softmax", x, axis=0)]
+
+
+@pytest.mark.parametrize("isa", kit.ISAS)
+@pytest.mark.parametrize("build", [image, tokens, apart, mixed])
+def test_pieces(tmp_path, build, isa):
+    """A batch run in pieces, with a smaller last one, is the batch; unless its examples meet."""
+    net = kit.Net(6)
+    case = kit.Case(net, build(net), tmp_path / "p")
+    for piece in (1, 2, 3, 9, 50):
+        case.check(isa, (1, 2, 7, 9), (1, 3), {"piece": piece})
+    with kit.Core(case.path, threads=1, isa=isa, tuning={"piece": 2}) as session:
+        assert session.explain(7)["piece"] == (7 if build is mixed else 2)
+
+
+def test_large_maps_are_cut_into_pieces(tmp_path):
+    """The built-in rule cuts a batch whose maps do not fit the cache."""
+    net = kit.Net()
+    y = net.conv(net.input(0, 2, 96, 96), 40, 2, 3, 3, pad=(1, 1, 1, 1), density=0.3)
+    case = kit.Case(net, [net.conv(y, 1, 40, 1, 1, stride=(2, 2))], tmp_path / "p")
+    case.check("auto", (7,), (3,))
+    with kit.Core(case.path, threads=1) as session:
+        assert session.explain(7)["piece"] < 7
 
 
 @pytest.mark.parametrize(

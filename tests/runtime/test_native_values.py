@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from secateur.runtime.operators import ACTIVATIONS, BINARY, UNARY
-from secateur.runtime.session import Session
 
 _spec = importlib.util.spec_from_file_location("native_kit", pathlib.Path(__file__).with_name("native_kit.py"))
 kit = importlib.util.module_from_spec(_spec)
@@ -78,13 +77,9 @@ def cases(tmp_path_factory):
     return made
 
 
-def many(found):
-    return found if isinstance(found, tuple) else (found,)
-
-
 def same(found, wanted, but=None):
     """Equal to the bit, but for one example."""
-    for got, want in zip(many(found), many(wanted), strict=True):
+    for got, want in zip(found, wanted, strict=True):
         kept = np.arange(len(got)) != (-1 if but is None else but)
         np.testing.assert_array_equal(got[kept].view(np.int32), want[kept].view(np.int32))
 
@@ -95,14 +90,14 @@ def test_an_example_cannot_reach_another(cases, name, poison, isa):
     """Every other example is the same to the bit, and so is the next run: nothing stays in the buffers."""
     case = cases[name]
     for threads, batch in ((1, kit.lanes(isa) + 1), (3, 3)):
-        with Session(case.path, threads=threads, isa=isa) as session:
+        with kit.Core(case.path, threads=threads, isa=isa) as session:
             (x,) = case.inputs(batch)
             clean = session(x)
             for bad in {0, 1, batch - 1}:
                 dirty = x.copy()
                 dirty[bad] = poison
                 found = session(dirty)
-                assert all(np.isnan(got[bad]).any() for got in many(found))
+                assert all(np.isnan(got[bad]).any() for got in found)
                 same(found, clean, but=bad)
                 same(session(x), clean)
 
@@ -111,7 +106,7 @@ def test_an_example_cannot_reach_another(cases, name, poison, isa):
 def test_a_batch_cannot_reach_the_next_one(cases, name, isa):
     """Buffers are shared by nothing: any order of batch sizes, full of NaN or not, gives the same to the bit."""
     case = cases[name]
-    with Session(case.path, threads=1, isa=isa) as session:
+    with kit.Core(case.path, threads=1, isa=isa) as session:
         clean = {batch: session(*case.inputs(batch)) for batch in (1, 2, 3, 5, 17)}
         for batch in (3, 1, 17, 2, 5, 1, 3):
             session(*(np.full_like(x, NAN) for x in case.inputs(batch)))
@@ -126,7 +121,7 @@ def test_a_token_cannot_reach_another(tmp_path, length, isa):
     y = net.add("layer_norm", net.linear(x, 13, 11, act="gelu"), eps=1e-3)
     z = net.add("softmax", net.linear(y, 5, 13, density=0.5, act="silu"), axis=2)
     case = kit.Case(net, [z, y], tmp_path / "p")
-    with Session(case.path, threads=1, isa=isa) as session:
+    with kit.Core(case.path, threads=1, isa=isa) as session:
         (x,) = case.inputs(3)
         clean = session(x)
         for example, token in itertools.product(range(3), (0, length // 2, length - 1)):
@@ -143,8 +138,8 @@ def check_odd(net, outputs, path, isa, *inputs, tiny=2e-38):
     """NaN and infinity as in the reference; finite numbers near it one by one; what is tiny may be zero."""
     case = kit.Case(net, outputs, path)
     for threads in kit.THREADS:
-        with Session(case.path, threads=threads, isa=isa) as session, np.errstate(all="ignore"):
-            for got, exact in zip(many(session(*inputs)), case.exact(*inputs), strict=True):
+        with kit.Core(case.path, threads=threads, isa=isa) as session, np.errstate(all="ignore"):
+            for got, exact in zip(session(*inputs), case.exact(*inputs), strict=True):
                 want = exact.astype(np.float32)
                 calm = np.isfinite(want)
                 np.testing.assert_array_equal(got[~calm], want[~calm])
@@ -253,7 +248,7 @@ def test_products_with_odd_numbers(tmp_path, density, path, isa):
     net.weights = {name: (w != 0) * np.float32(name.endswith("weight")) for name, w in net.weights.items()}
     seen = kit.Case(net, outs, tmp_path / "seen").exact(*(np.where(np.isfinite(a), 0, 1.0) for a in (x, t)))
     tuning = {"layers": {node.name: {"path": path} for node in case.graph.nodes}}
-    with Session(case.path, threads=3, isa=isa, tuning=tuning) as session, np.errstate(all="ignore"):
+    with kit.Core(case.path, threads=3, isa=isa, tuning=tuning) as session, np.errstate(all="ignore"):
         for got, want, reached in zip(session(x, t), case.exact(x, t), seen, strict=True):
             assert not np.isfinite(got[reached > 0]).any()
             calm = np.isfinite(want)
