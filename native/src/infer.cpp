@@ -48,7 +48,7 @@ private:
             if (d < 1) refuse(what + " of shape " + text_of(shape) + " is empty");
         if (bounded_count(shape, limit_) < 0)
             throw Error(SEC_ERROR_MEMORY, what + " of shape " + text_of(shape) + " has more than " +
-                                              std::to_string(limit_) + " elements");
+                                              std::to_string(limit_) + " elements; use a smaller batch or a larger memory_limit");
     }
 
     void give(Shape shape, size_t i = 0) {

@@ -1,6 +1,10 @@
 #include "pool.hpp"
 
 #include <chrono>
+#include <string>
+#include <system_error>
+
+#include "graph.hpp"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -24,10 +28,18 @@ constexpr auto kActive = std::chrono::milliseconds(2);
 
 Pool::Pool(int threads) {
     workers_.reserve(static_cast<size_t>(threads > 1 ? threads - 1 : 0));
-    for (int i = 1; i < threads; ++i) workers_.emplace_back([this, i] { work(i); });
+    try {
+        for (int i = 1; i < threads; ++i) workers_.emplace_back([this, i] { work(i); });
+    } catch (const std::system_error& e) {
+        stop();                                       // those that did start
+        throw Error(SEC_ERROR_MEMORY, "cannot start " + std::to_string(threads) + " threads (" + e.what() +
+                                          "); use fewer threads");
+    }
 }
 
-Pool::~Pool() {
+Pool::~Pool() { stop(); }
+
+void Pool::stop() {
     {
         std::lock_guard<std::mutex> lock(mutex_);
         stop_ = true;
@@ -37,11 +49,12 @@ Pool::~Pool() {
 }
 
 void Pool::publish(Run run, void* job, int64_t tiles) {
-    // Closes the old epoch first: a late worker must not claim a tile of the new job under the old number.
+    // Closes the old epoch first: a late worker must not claim a tile of the new job under the old number. Release and
+    // acquire on the fields make that hold on every machine: who sees a new field fails to claim under the old number.
     next_.store(static_cast<uint64_t>(epoch_) << 32 | 0xffffffffu);
-    run_.store(run, std::memory_order_relaxed);
-    job_.store(job, std::memory_order_relaxed);
-    tiles_.store(tiles, std::memory_order_relaxed);
+    run_.store(run, std::memory_order_release);
+    job_.store(job, std::memory_order_release);
+    tiles_.store(tiles, std::memory_order_release);
     left_.store(tiles, std::memory_order_relaxed);
     ++epoch_;
     next_.store(static_cast<uint64_t>(epoch_) << 32);
@@ -57,10 +70,10 @@ bool Pool::claim(uint32_t epoch, int thread) {
     uint64_t next = next_.load(std::memory_order_acquire);
     for (;;) {
         if (static_cast<uint32_t>(next >> 32) != epoch) return false;
-        const Run run = run_.load(std::memory_order_relaxed);
-        void* job = job_.load(std::memory_order_relaxed);
+        const Run run = run_.load(std::memory_order_acquire);
+        void* job = job_.load(std::memory_order_acquire);
         const int64_t tile = static_cast<int64_t>(next & 0xffffffffu);
-        if (tile == 0xffffffff || tile >= tiles_.load(std::memory_order_relaxed)) return false;
+        if (tile == 0xffffffff || tile >= tiles_.load(std::memory_order_acquire)) return false;
         if (next_.compare_exchange_weak(next, next + 1, std::memory_order_acq_rel)) {
             try {
                 run(job, tile, thread);

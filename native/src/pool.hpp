@@ -27,6 +27,7 @@ public:
 
 private:
     void work(int thread);
+    void stop();
     bool claim(uint32_t epoch, int thread);
     void publish(Run run, void* job, int64_t tiles);
 

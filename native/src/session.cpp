@@ -139,10 +139,17 @@ void Session::survive_fork() {
     long known = process_.load();
     if (known == now) return;
     if (known != -1 && process_.compare_exchange_strong(known, -1)) {
-        (void)pool_.release();
-        (void)mutex_.release();
-        mutex_ = std::make_unique<std::mutex>();
-        pool_ = std::make_unique<Pool>(machine_.threads);
+        try {
+            auto mutex = std::make_unique<std::mutex>();
+            auto pool = std::make_unique<Pool>(machine_.threads);
+            (void)pool_.release();
+            (void)mutex_.release();
+            mutex_ = std::move(mutex);
+            pool_ = std::move(pool);
+        } catch (...) {
+            process_ = known;                        // the next call tries again
+            throw;
+        }
         process_ = now;
     }
     while (process_.load() != now) std::this_thread::yield();
