@@ -1,4 +1,5 @@
 // Every plain operator against loops in double precision, on each instruction set that this machine has.
+#include "../src/isa.hpp"
 #include "plain_harness.hpp"
 
 #include <algorithm>
@@ -219,16 +220,7 @@ double apply(Fn fn, double x) {
 }  // namespace test
 
 int main() {
-    std::vector<const sec::Kernels*> tables{sec::kernels_base()};
-#ifdef TEST_X86          // built with src/isa_avx2.cpp, isa_avx512.cpp and isa_avx512w.cpp
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) tables.push_back(sec::kernels_avx2());
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
-        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw")) {
-        tables.push_back(sec::kernels_avx512());
-        tables.push_back(sec::kernels_avx512w());
-    }
-#endif
-    for (const sec::Kernels* table : tables) {
+    for (const sec::Kernels* table : sec::machine_kernels()) {
         test::kernels = table;
         test::windows();
         test::elements();
