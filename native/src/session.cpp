@@ -2,6 +2,7 @@
 
 #include <chrono>
 #include <cstdio>
+#include <set>
 #include <limits>
 
 #if defined(_WIN32)
@@ -163,6 +164,16 @@ std::shared_ptr<Prepared> Session::piece(int64_t size) {
     return prepare(plan_->graph, size, machine_, tuning_, limit_);
 }
 
+// Bytes of everything planned; several batches may share a piece.
+size_t Session::held() const {
+    std::set<const Prepared*> seen;
+    size_t bytes = 0;
+    for (const Planned& p : planned_)
+        for (const Prepared* one : {p.main.get(), p.rest.get()})
+            if (one && seen.insert(one).second) bytes += one->bytes;
+    return bytes;
+}
+
 Session::Planned& Session::find(int64_t batch) {
     for (auto it = planned_.begin(); it != planned_.end(); ++it)
         if (it->batch == batch) {
@@ -180,7 +191,7 @@ Session::Planned& Session::find(int64_t batch) {
     p.main = piece(p.piece);
     if (batch % p.piece) p.rest = piece(batch % p.piece);
     planned_.push_front(std::move(p));
-    if (planned_.size() > kKept) planned_.pop_back();
+    while (planned_.size() > 1 && (planned_.size() > kKept || held() > static_cast<size_t>(limit_))) planned_.pop_back();
     return planned_.front();
 }
 

@@ -35,6 +35,7 @@ private:
     };
     Planned& find(int64_t batch);
     std::shared_ptr<Prepared> piece(int64_t size);
+    size_t held() const;
     int64_t check_inputs(const sec_tensor* in, int count) const;
     void check_outputs(const Planned& p, const sec_tensor* out, int count) const;
     void run_piece(Prepared& p, int64_t first, int64_t batch, const sec_tensor* in, const sec_tensor* out);

@@ -34,6 +34,7 @@ def new(threads=3):
 def tasks():
     return len(os.listdir("/proc/self/task"))
 """
+lean = pytest.mark.skipif("LD_PRELOAD" in os.environ, reason="a sanitizer keeps freed memory and reserves much more")
 
 
 def maps(net):
@@ -98,6 +99,7 @@ def ends_well(code, *arguments, **options):
     return done.stdout
 
 
+@lean
 def test_a_hundred_sessions_leave_nothing(cases):
     """Threads end with their session, and memory does not grow from the twentieth session to the hundredth."""
     ends_well(
@@ -223,6 +225,7 @@ def test_ctrl_c_ends_a_loop_of_runs(cases):
     assert running.returncode in (-signal.SIGINT, 130) and "KeyboardInterrupt" in said
 
 
+@lean
 def test_threads_that_cannot_start(cases):
     """Where the system has no room for the threads there is an error, and the process goes on."""
     ends_well(
@@ -241,7 +244,6 @@ else:
 new(1)(x)
 """,
         cases["maps"].path,
-        env={key: value for key, value in os.environ.items() if key != "LD_PRELOAD"},
     )
 
 
@@ -272,6 +274,28 @@ def test_the_memory_limit(cases):
                 kit.assert_close(session(*case.inputs(1))[0], case.wanted(1)[0])
     with pytest.raises(UsageError, match="memory_limit is negative"):
         Session(case.path, memory_limit=-1)
+
+
+@lean
+def test_the_memory_limit_holds_for_all_batches_together(cases):
+    """Batch sizes that were planned before make room for the next."""
+    ends_well(
+        """
+import psutil
+me = psutil.Process()
+def largest(limit):
+    with Session(sys.argv[1], threads=1, memory_limit=limit, tuning={"piece": 1000}) as session:
+        before = me.memory_info().rss
+        for batch in (400, 401, 402, 403):
+            session.prepare(batch)
+        return me.memory_info().rss - before, session.explain(403)["bytes"]
+free, need = largest(16 << 30)
+tight, _ = largest(need * 3 // 2)
+if need < 40 << 20 or free < 3 * need or tight > 1.2 * need:
+    raise SystemExit(f"{need} bytes for a batch, {free} for four, {tight} within the limit")
+""",
+        cases["maps"].path,
+    )
 
 
 @pytest.mark.parametrize(
