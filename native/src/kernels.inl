@@ -113,11 +113,25 @@ template <int R, int P> SEC_INLINE void start(V (&acc)[R * P], const ListJob& j,
     }
 }
 
+// Rows of the output and the residual come from far away, in an order that no prefetcher foresees.
+template <int R, int P> SEC_INLINE void fetch(const ListJob& j, int64_t c) {
+    constexpr int lines = (P * kBytes + 63) / 64;
+    SEC_UNROLL for (int r = 0; r < R; ++r) {
+        const char* out = j.out + c * j.out_chan + r * j.out_row;
+        SEC_UNROLL for (int k = 0; k < lines; ++k) __builtin_prefetch(out + k * 64, 1);
+        if (!j.res) continue;
+        const char* res = j.res + c * j.res_chan + r * j.res_row;
+        SEC_UNROLL for (int k = 0; k < lines; ++k) __builtin_prefetch(res + k * 64, 0);
+    }
+}
+
 template <int R, int P, int X> void list_tile(const ListJob& j) {
+    constexpr int64_t kAhead = 6;
     const One* records = reinterpret_cast<const One*>(j.records);
     for (int64_t u = j.first_unit; u < j.last_unit; ++u) {
         const int64_t b = j.begin[u], n = j.begin[u + 1] - b;
         if (n == 0 && !j.first && !j.last) continue;
+        if (j.first && u + kAhead < j.last_unit) fetch<R, P>(j, j.order[u + kAhead]);
         const int64_t c = j.order[u];
         V acc[R * P];
         start<R, P>(acc, j, c);
@@ -347,34 +361,42 @@ void elementwise(const EltJob& j) {
 
 // ---- norms and softmax over channels ------------------------------------------------------------------------------
 
-void norm(const NormJob& j) {
+template <int P> void norm_at(const NormJob& j, int64_t x) {
     const float inv = 1.0f / static_cast<float>(j.channels);
-    for (int64_t x = 0; x < j.width; ++x) {
-        const float* in = j.in.at(0, j.r, 0, x, L);
-        float* out = j.out.at(0, j.r, 0, x, L);
-        V mean = V{}, square = V{};
-        if (!j.rms) {
-            V s0 = V{}, s1 = V{};
-            int64_t c = 0;
-            for (; c + 2 <= j.channels; c += 2) {
-                s0 += load(in + c * j.in.chan_stride);
-                s1 += load(in + (c + 1) * j.in.chan_stride);
+    const float* in = j.in.at(0, j.r, 0, x, L);
+    float* out = j.out.at(0, j.r, 0, x, L);
+    V mean[P] = {}, square[P] = {}, more[P] = {};
+    int64_t c = 0;
+    if (!j.rms) {
+        for (; c + 2 <= j.channels; c += 2) {
+            SEC_UNROLL for (int k = 0; k < P; ++k) {
+                mean[k] += load(in + c * j.in.chan_stride + k * L);
+                more[k] += load(in + (c + 1) * j.in.chan_stride + k * L);
             }
-            for (; c < j.channels; ++c) s0 += load(in + c * j.in.chan_stride);
-            mean = (s0 + s1) * inv;
         }
-        for (int64_t c = 0; c < j.channels; ++c) {
-            const V d = load(in + c * j.in.chan_stride) - mean;
-            square += d * d;
+        for (; c < j.channels; ++c)
+            SEC_UNROLL for (int k = 0; k < P; ++k) mean[k] += load(in + c * j.in.chan_stride + k * L);
+        SEC_UNROLL for (int k = 0; k < P; ++k) mean[k] = (mean[k] + more[k]) * inv;
+    }
+    for (c = 0; c < j.channels; ++c)
+        SEC_UNROLL for (int k = 0; k < P; ++k) {
+            const V d = load(in + c * j.in.chan_stride + k * L) - mean[k];
+            square[k] += d * d;
         }
-        const V scale = 1.0f / vsqrt(square * inv + j.eps);
-        for (int64_t c = 0; c < j.channels; ++c) {
-            V y = (load(in + c * j.in.chan_stride) - mean) * scale;
-            if (j.weight) y = y * j.weight[c];
-            if (j.bias) y = y + j.bias[c];
-            store(out + c * j.out.chan_stride, y);
+    SEC_UNROLL for (int k = 0; k < P; ++k) square[k] = 1.0f / vsqrt(square[k] * inv + j.eps);
+    for (c = 0; c < j.channels; ++c) {
+        const V w = spread(j.weight ? j.weight[c] : 1.0f), b = spread(j.bias ? j.bias[c] : 0.0f);
+        SEC_UNROLL for (int k = 0; k < P; ++k) {
+            const V y = (load(in + c * j.in.chan_stride + k * L) - mean[k]) * square[k];
+            store(out + c * j.out.chan_stride + k * L, y * w + b);
         }
     }
+}
+void norm(const NormJob& j) {
+    int64_t x = 0;
+    for (; x + 4 <= j.width; x += 4) norm_at<4>(j, x);
+    for (; x + 2 <= j.width; x += 2) norm_at<2>(j, x);
+    for (; x < j.width; ++x) norm_at<1>(j, x);
 }
 void softmax(const SoftmaxJob& j) {
     for (int64_t x = 0; x < j.width; ++x) {
@@ -401,13 +423,12 @@ void softmax(const SoftmaxJob& j) {
 SEC_INLINE const float* token(const Lanes& t, int64_t n, int64_t per_row, int64_t c) {
     return t.base + (n / per_row) * t.row_stride + c * t.chan_stride + (n % per_row) * L;
 }
-template <int P> void attend(const AttentionJob& j, int64_t v0) {
+template <int P, int K> void attend(const AttentionJob& j, int64_t v0) {      // P vectors of queries, K keys at once
     float* scores = j.scratch;                               // [key][P][L]
     const float* q[P];
     SEC_UNROLL for (int k = 0; k < P; ++k) q[k] = token(j.q, j.q0 + v0 + k, j.x_per_row_q, j.head_q);
     V top[P], total[P];
     SEC_UNROLL for (int k = 0; k < P; ++k) top[k] = spread(-__builtin_inff()), total[k] = V{};
-    constexpr int K = 4;
     for (int64_t key = 0; key < j.keys; key += K) {          // K divides L: the keys lie in one vector
         const float* kp = token(j.k, j.k0 + key / L, j.x_per_row_k, j.head_q) + key % L;
         V acc[K][P] = {};
@@ -445,7 +466,7 @@ template <int P> void attend(const AttentionJob& j, int64_t v0) {
             store(p, e);
         }
     SEC_UNROLL for (int k = 0; k < P; ++k) total[k] = 1.0f / total[k];
-    constexpr int D = 4;
+    constexpr int D = K;
     for (int64_t d = 0; d < j.dim_v; d += D) {
         const int n = static_cast<int>(j.dim_v - d < D ? j.dim_v - d : D);
         V acc[D][P] = {};
@@ -474,9 +495,9 @@ template <int P> void attend(const AttentionJob& j, int64_t v0) {
 }
 void attention(const AttentionJob& j) {
     int64_t v = j.v0;
-    constexpr int P = SEC_REGISTERS >= 32 ? 4 : 2;
-    for (; v + P <= j.v1; v += P) attend<P>(j, v);
-    for (; v < j.v1; ++v) attend<1>(j, v);
+    constexpr int K = SEC_REGISTERS >= 32 ? 4 : 2;
+    for (; v + 4 <= j.v1; v += 4) attend<4, K>(j, v);
+    for (; v < j.v1; ++v) attend<1, 4>(j, v);
 }
 
 // ---- to and from plain arrays -------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 #include "pool.hpp"
 
+#include <algorithm>
 #include <chrono>
 #include <string>
 #include <system_error>
@@ -22,11 +23,12 @@ void pause() {
 }
 constexpr int kSpins = 64;                        // pauses between looks at the clock
 constexpr auto kIdle = std::chrono::microseconds(50);
+constexpr int64_t kMostShares = 0xfff0;
 constexpr auto kActive = std::chrono::milliseconds(2);
 
 }  // namespace
 
-Pool::Pool(int threads) {
+Pool::Pool(int threads) : slots_(new Slot[static_cast<size_t>(threads > 1 ? threads : 1)]), count_(threads > 1 ? threads : 1) {
     workers_.reserve(static_cast<size_t>(threads > 1 ? threads - 1 : 0));
     try {
         for (int i = 1; i < threads; ++i) workers_.emplace_back([this, i] { work(i); });
@@ -48,44 +50,55 @@ void Pool::stop() {
     for (std::thread& t : workers_) t.join();
 }
 
+// No epoch ends before its last share is taken, so a slot under an old number is empty; the fields are written before any
+// slot carries the new number, so who takes a share under it has read the fields that belong to it.
 void Pool::publish(Run run, void* job, int64_t tiles) {
-    // Closes the old epoch first: a late worker must not claim a tile of the new job under the old number. Release and
-    // acquire on the fields make that hold on every machine: who sees a new field fails to claim under the old number.
-    next_.store(static_cast<uint64_t>(epoch_) << 32 | 0xffffffffu);
-    run_.store(run, std::memory_order_release);
-    job_.store(job, std::memory_order_release);
-    tiles_.store(tiles, std::memory_order_release);
-    left_.store(tiles, std::memory_order_relaxed);
+    const int64_t grain = (tiles + kMostShares - 1) / kMostShares, shares = (tiles + grain - 1) / grain;
+    run_.store(run, std::memory_order_relaxed);
+    job_.store(job, std::memory_order_relaxed);
+    tiles_.store(tiles, std::memory_order_relaxed);
+    grain_.store(grain, std::memory_order_relaxed);
+    left_.store(shares, std::memory_order_relaxed);
     ++epoch_;
-    next_.store(static_cast<uint64_t>(epoch_) << 32);
+    for (int t = 0; t < count_; ++t) {
+        const uint64_t first = static_cast<uint64_t>(shares * t / count_), end = static_cast<uint64_t>(shares * (t + 1) / count_);
+        slots_[t].range.store(static_cast<uint64_t>(epoch_) << 32 | first << 16 | end);
+    }
     if (sleepers_.load() > 0) {
         std::lock_guard<std::mutex> lock(mutex_);
         wake_.notify_all();
     }
 }
 
-// Takes one tile of this epoch and runs it. A claim succeeds only while the epoch is the one whose fields were read:
-// publish() writes the fields before it changes the epoch, and no epoch ends before its last tile is done.
-bool Pool::claim(uint32_t epoch, int thread) {
-    uint64_t next = next_.load(std::memory_order_acquire);
+// Takes one share of this epoch from a slot and runs it: the owner the first, others the last.
+bool Pool::take(Slot& slot, uint32_t epoch, bool own, int thread) {
+    uint64_t range = slot.range.load(std::memory_order_acquire);
     for (;;) {
-        if (static_cast<uint32_t>(next >> 32) != epoch) return false;
-        const Run run = run_.load(std::memory_order_acquire);
-        void* job = job_.load(std::memory_order_acquire);
-        const int64_t tile = static_cast<int64_t>(next & 0xffffffffu);
-        if (tile == 0xffffffff || tile >= tiles_.load(std::memory_order_acquire)) return false;
-        if (next_.compare_exchange_weak(next, next + 1, std::memory_order_acq_rel)) {
-            try {
-                run(job, tile, thread);
-            } catch (...) {
-                std::lock_guard<std::mutex> lock(mutex_);
-                if (!thrown_) thrown_ = std::current_exception();
-                failed_ = true;
-            }
-            left_.fetch_sub(1, std::memory_order_acq_rel);
-            return true;
+        const uint64_t first = range >> 16 & 0xffff, end = range & 0xffff;
+        if (static_cast<uint32_t>(range >> 32) != epoch || first >= end) return false;
+        const uint64_t rest = own ? range + (uint64_t{1} << 16) : range - 1;
+        if (!slot.range.compare_exchange_weak(range, rest, std::memory_order_acq_rel)) continue;
+        const Run run = run_.load(std::memory_order_relaxed);
+        void* job = job_.load(std::memory_order_relaxed);
+        const int64_t share = static_cast<int64_t>(own ? first : end - 1), grain = grain_.load(std::memory_order_relaxed);
+        const int64_t stop = std::min((share + 1) * grain, tiles_.load(std::memory_order_relaxed));
+        try {
+            for (int64_t tile = share * grain; tile < stop; ++tile) run(job, tile, thread);
+        } catch (...) {
+            std::lock_guard<std::mutex> lock(mutex_);
+            if (!thrown_) thrown_ = std::current_exception();
+            failed_ = true;
         }
+        left_.fetch_sub(1, std::memory_order_acq_rel);
+        return true;
     }
+}
+
+bool Pool::claim(uint32_t epoch, int thread) {
+    if (take(slots_[thread], epoch, true, thread)) return true;
+    for (int i = 1; i < count_; ++i)
+        if (take(slots_[(thread + i) % count_], epoch, false, thread)) return true;
+    return false;
 }
 
 void Pool::run(Run run, void* job, int64_t tiles) {
@@ -127,7 +140,7 @@ void Pool::work(int thread) {
         while (awake && epoch == seen && !stop_.load(std::memory_order_relaxed)) {
             for (int i = 0; i < kSpins && epoch == seen; ++i) {
                 pause();
-                epoch = static_cast<uint32_t>(next_.load(std::memory_order_acquire) >> 32);
+                epoch = epoch_of(thread);
             }
             if (epoch != seen) break;
             const auto waited = std::chrono::steady_clock::now() - start;
@@ -139,7 +152,7 @@ void Pool::work(int thread) {
             std::unique_lock<std::mutex> lock(mutex_);
             sleepers_.fetch_add(1);
             wake_.wait(lock, [&] {
-                return stop_.load() || active_.load() || static_cast<uint32_t>(next_.load() >> 32) != seen;
+                return stop_.load() || active_.load() || epoch_of(thread) != seen;
             });
             sleepers_.fetch_sub(1);
             if (stop_) return;

@@ -120,14 +120,15 @@ public:
         path = "lanes";
         work = 6.0 * static_cast<double>(in.shape.rows * in.shape.width * in.shape.chans);
         alone = work < 30000;
-        tiles = in.shape.rows * in.shape.width;
+        parts_ = ceil_div(in.shape.width, kTogether);   // never two threads in one cache line
+        tiles = in.shape.rows * parts_;
     }
     void run(const Arena& arena, int64_t tile, int) const override {
-        const int64_t x = tile % in_.shape.width;
+        const int64_t x = tile % parts_ * kTogether;
         NormJob j{};
         j.in = in_.shape.at(arena.at(in_.ref) + x * in_.shape.lanes);
         j.out = out_.shape.at(arena.at(out_.ref) + x * in_.shape.lanes);
-        j.r = tile / in_.shape.width, j.channels = in_.shape.chans, j.width = 1;
+        j.r = tile / parts_, j.channels = in_.shape.chans, j.width = std::min(kTogether, in_.shape.width - x);
         j.weight = weight_.empty() ? nullptr : weight_.data();
         j.bias = bias_.empty() ? nullptr : bias_.data();
         j.eps = eps_, j.rms = rms_;
@@ -141,6 +142,8 @@ private:
     std::vector<float> weight_, bias_;
     float eps_;
     bool rms_;
+    static constexpr int64_t kTogether = 4;
+    int64_t parts_;
 };
 
 class Softmax final : public Step {
@@ -174,11 +177,12 @@ public:
                (static_cast<double>(q.shape.chans) / static_cast<double>(attrs.heads) + 10);
         alone = work < 30000;
         constexpr int64_t kBlock = 4;
-        blocks_ = pairs < 4 * m.threads ? ceil_div(vectors_, kBlock) : 1;
+        // Queries before heads: a thread then keeps to the rows of tokens that it has written.
+        blocks_ = q.shape.sequences < 4 * m.threads ? ceil_div(vectors_, kBlock) : 1;
         tiles = pairs * blocks_;
     }
     void run(const Arena& arena, int64_t tile, int thread) const override {
-        const int64_t block = tile % blocks_, head = tile / blocks_ % attrs_.heads, seq = tile / blocks_ / attrs_.heads;
+        const int64_t head = tile % attrs_.heads, block = tile / attrs_.heads % blocks_, seq = tile / attrs_.heads / blocks_;
         AttentionJob j{};
         j.q = q_.shape.at(arena.at(q_.ref)), j.k = key_.shape.at(arena.at(key_.ref));
         j.v = v_.shape.at(arena.at(v_.ref)), j.out = out_.shape.at(arena.at(out_.ref));

@@ -294,10 +294,10 @@ void Product::run_blocks(ListJob job, const Span& x_range, const Lanes& in, cons
 void Product::run(const Arena& arena, int64_t tile, int) const {
     const LaneShape &o = s_.out.shape, &is = s_.in.shape;
     const int64_t parts = static_cast<int64_t>(splits_.size()) - 1;
+    const int64_t xp = tile % x_parts_;             // neighbours may share a cache line: mostly one thread's
+    tile /= x_parts_;
     const int64_t part = tile % parts;
     tile /= parts;
-    const int64_t xp = tile % x_parts_;
-    tile /= x_parts_;
     const Span rows = rows_[static_cast<size_t>(tile) % rows_.size()];
     const int64_t g = tile / static_cast<int64_t>(rows_.size());
     const Lanes in = is.at(arena.at(s_.in.ref)), out = o.at(arena.at(s_.out.ref));
