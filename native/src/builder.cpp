@@ -169,16 +169,20 @@ Form Builder::new_lanes(int value) {
 void Builder::alias(int value, const Form& form) { forms_[at(value)].push_back(form); }
 
 void Builder::add(std::unique_ptr<Step> step, const std::vector<Ref>& reads, const std::vector<Ref>& writes) {
-    const int index = static_cast<int>(out_->steps.size());
     step->node = current_;
-    auto touch = [&](const Ref& r) {
-        Buffer& b = buffers_[at(r.buffer)];
-        if (b.first < 0) b.first = index;
-        b.last = index;
-    };
-    for (const Ref& r : reads) touch(r), step->reads.push_back(r.buffer);
-    for (const Ref& r : writes) touch(r), step->writes.push_back(r.buffer);
+    for (const Ref& r : reads) step->reads.push_back(r.buffer);
+    for (const Ref& r : writes) step->writes.push_back(r.buffer);
     out_->steps.push_back(std::move(step));
+}
+
+void Builder::lifetimes() {
+    for (size_t i = 0; i < out_->steps.size(); ++i)
+        for (const std::vector<int>* used : {&out_->steps[i]->reads, &out_->steps[i]->writes})
+            for (int r : *used) {
+                Buffer& b = buffers_[at(r)];
+                if (b.first < 0) b.first = static_cast<int>(i);
+                b.last = static_cast<int>(i);
+            }
 }
 
 std::unique_ptr<Prepared> Builder::build() {
@@ -193,12 +197,14 @@ std::unique_ptr<Prepared> Builder::build() {
         out_->output_buffers.push_back(b);
         if (plain_[at(v)].buffer < 0 && output_buffer_[at(v)] < 0) output_buffer_[at(v)] = b;
     }
+    find_absorbed();
     for (size_t i = 0; i < g_.nodes.size(); ++i) {
         current_ = static_cast<int>(i);
-        node(current_);
+        if (!absorbed_[i]) node(current_);
     }
     current_ = -1;
     outputs();
+    lifetimes();
     place_buffers();
     return std::move(out_);
 }

@@ -30,6 +30,7 @@ private:
     Form single(int value);
     Form lanes(int value, Slot slot, int64_t rows);
     Form new_lanes(int value);                      // in the slot that the layouts chose
+    bool in_place(const Form& res, int value, int residual) const;
     const Form* any_lanes(int value) const;
     void pack(int value, const Form& form);
     void alias(int value, const Form& form);
@@ -38,6 +39,9 @@ private:
     void node(int index);
     void plain_node(const Node& n);
     void product(const Node& n);
+    ProductSpec spec_of(const Node& n);
+    void find_absorbed();
+    void lifetimes();
     void pool(const Node& n);
     void mean(const Node& n);
     void plain_mean(const Node& n);
@@ -64,6 +68,9 @@ private:
     std::vector<Ref> plain_;
     std::vector<std::vector<Form>> forms_;
     std::vector<int> output_buffer_;                // by value, -1 when it is no output
+    std::vector<int> absorbs_;                      // by node: the convolution whose output it only adds, or -1
+    std::vector<bool> absorbed_;                    // by node
+    std::vector<int> last_reader_;                  // by value: a node, or past all nodes for an output
     int current_ = -1;
 };
 

@@ -9,7 +9,35 @@ std::vector<float> floats(const Weight* w) { return w ? dense_values(*w) : std::
 
 }  // namespace
 
-void Builder::product(const Node& n) {
+// A convolution that only feeds another's sum becomes part of that one: its result is never written.
+void Builder::find_absorbed() {
+    const size_t n = g_.nodes.size();
+    absorbs_.assign(n, -1), absorbed_.assign(n, false);
+    std::vector<int> producer(g_.values.size(), -1), readers(g_.values.size(), 0);
+    last_reader_.assign(g_.values.size(), -1);
+    for (size_t i = 0; i < n; ++i) {
+        for (int v : g_.nodes[i].out) producer[at(v)] = static_cast<int>(i);
+        for (int v : g_.nodes[i].in) ++readers[at(v)], last_reader_[at(v)] = static_cast<int>(i);
+    }
+    for (int v : g_.outputs) ++readers[at(v)], last_reader_[at(v)] = static_cast<int>(n);
+    auto listed = [&](const Node& node) {
+        const auto found = tuning_.layers.find(node.name);
+        return node.op == Op::conv && node.attrs.groups == 1 && slot(node.out[0]) == Slot::image &&
+               (found == tuning_.layers.end() || found->second.path == 0) &&
+               !pays_as_blocks(*node.weight("weight", g_), machine_.kernels->block_mr);
+    };
+    for (size_t i = 0; i < n; ++i) {
+        const Node& node = g_.nodes[i];
+        if (node.op != Op::conv || node.in.size() < 2) continue;
+        const int res = node.in[1], from = producer[at(res)];
+        if (from < 0 || readers[at(res)] != 1 || lay_.rows[at(res)] != lay_.rows[at(node.out[0])]) continue;
+        const Node& other = g_.nodes[at(from)];
+        if (other.in.size() != 1 || other.attrs.act != Act::none || !listed(node) || !listed(other)) continue;
+        absorbs_[i] = from, absorbed_[at(from)] = true;
+    }
+}
+
+ProductSpec Builder::spec_of(const Node& n) {
     const int x = n.in[0], y = n.out[0];
     ProductSpec spec;
     spec.weight = n.weight("weight", g_), spec.bias = n.weight("bias", g_);
@@ -28,16 +56,46 @@ void Builder::product(const Node& n) {
                            spec.kernel_w * spec.dil_w * i.lanes) * 4;
     if (reach > INT32_MAX || spec.weight->numel > INT32_MAX / 2)
         throw Error(SEC_ERROR_UNSUPPORTED, here() + " is too large for 32-bit offsets; use a smaller batch or image");
-    if (n.in.size() > 1)
-        spec.res = n.op == Op::linear ? tokens(n.in[1])
-                                      : (slot(y) == Slot::single ? single(n.in[1]) : image(n.in[1], lay_.rows[at(y)]));
-    spec.out = new_lanes(y);
+    return spec;
+}
+
+// May the sum take the place of its residual? Each position is read before it is written, by the same tile.
+bool Builder::in_place(const Form& res, int value, int residual) const {
+    if (last_reader_[at(residual)] > current_ || !buffers_[at(res.ref.buffer)].owned) return false;
+    int holders = 0;
+    for (const auto& forms : forms_)
+        for (const Form& f : forms) holders += f.ref.buffer == res.ref.buffer;
+    for (const Ref& r : plain_) holders += r.buffer == res.ref.buffer;
+    if (holders != 1) return false;                 // another value, or a part of one, lies in the same buffer
+    LaneShape want = slot(value) == Slot::tokens ? token_shape(shape(value), res.shape.lanes, res.shape.width)
+                                                 : image_shape(shape(value), lay_.rows[at(value)], lay_.spread,
+                                                               lay_.reach[at(value)], res.shape.lanes);
+    return want.same_place(res.shape) && want.chans == res.shape.chans && want.group_stride == res.shape.group_stride &&
+           want.row_stride == res.shape.row_stride && want.chan_stride == res.shape.chan_stride &&
+           want.origin() == res.shape.origin() && res.ref.offset == want.origin();
+}
+
+void Builder::product(const Node& n) {
+    const int y = n.out[0], other = absorbs_[at(current_)];
+    std::vector<ProductSpec> specs{spec_of(n)};
+    if (other >= 0) specs.push_back(spec_of(g_.nodes[at(other)]));
+    else if (n.in.size() > 1)
+        specs[0].res = n.op == Op::linear ? tokens(n.in[1])
+                                          : (slot(y) == Slot::single ? single(n.in[1]) : image(n.in[1], lay_.rows[at(y)]));
+    const Form& res = specs[0].res;
+    Form out;
+    if (res.exists() && slot(y) != Slot::single && res.ref.buffer != specs[0].in.ref.buffer && in_place(res, y, n.in[1]))
+        alias(y, out = res);
+    else out = new_lanes(y);
+    std::vector<Ref> reads;
+    for (ProductSpec& s : specs) s.out = out, reads.push_back(s.in.ref);
+    if (specs[0].res.exists()) reads.push_back(specs[0].res.ref);
     ProductChoice choice;
     const auto found = tuning_.layers.find(n.name);
     if (found != tuning_.layers.end()) choice = found->second;
-    std::vector<Ref> reads{spec.in.ref};
-    if (spec.res.exists()) reads.push_back(spec.res.ref);
-    add(make_product(spec, choice, machine_), reads, {spec.out.ref});
+    auto step = make_product(std::move(specs), choice, machine_);
+    step->absorbed = other;
+    add(std::move(step), reads, {out.ref});
 }
 
 void Builder::pool(const Node& n) {

@@ -79,7 +79,10 @@ template <int R, int P> SEC_INLINE void finish_and_store(V (&acc)[R * P], const 
         if (j.act == Act::relu) {
             SEC_UNROLL for (int k = 0; k < R * P; ++k) acc[k] = relu_of(acc[k]);
         } else if (j.act != Act::none) {
-            activate_slow(acc, R * P, j.act);
+            V copy[R * P];                                   // the sums themselves must stay in registers
+            SEC_UNROLL for (int k = 0; k < R * P; ++k) copy[k] = acc[k];
+            activate_slow(copy, R * P, j.act);
+            SEC_UNROLL for (int k = 0; k < R * P; ++k) acc[k] = copy[k];
         }
         if (j.mask) {
             VI m[R];
@@ -125,7 +128,8 @@ template <int R, int P> SEC_INLINE void fetch(const ListJob& j, int64_t c) {
     }
 }
 
-template <int R, int P, int X> void list_tile(const ListJob& j) {
+template <int R, int P, int X> void list_tile(const ListJob& job) {
+    const ListJob j = job;                                   // a copy that no store can change: kept in registers
     constexpr int64_t kAhead = 6;
     const One* records = reinterpret_cast<const One*>(j.records);
     for (int64_t u = j.first_unit; u < j.last_unit; ++u) {
@@ -142,7 +146,8 @@ template <int R, int P, int X> void list_tile(const ListJob& j) {
 
 // ---- M output channels that share their inputs: dense layers and M x 1 blocks --------------------------------------
 
-template <int M, int P, int X> void block_tile(const ListJob& j) {
+template <int M, int P, int X> void block_tile(const ListJob& job) {
+    const ListJob j = job;
     const Record<M>* records = reinterpret_cast<const Record<M>*>(j.records);
     const int64_t dx = X ? X * kBytes : j.step * kBytes;
     for (int64_t u = j.first_unit; u < j.last_unit; ++u) {

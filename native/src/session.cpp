@@ -321,17 +321,26 @@ std::string Session::explain(int64_t batch) {
                     ", \"lanes\": " + std::to_string(machine_.kernels->lanes) + ", \"strips\": " +
                     std::to_string(p.spread.strips) + ", \"batch\": " + std::to_string(planned.batch) + ", \"piece\": " + std::to_string(planned.piece) + ", \"bytes\": " +
                     std::to_string(p.bytes) + ", \"steps\": [";
-    for (size_t i = 0; i < p.steps.size(); ++i) {
-        const Step& step = *p.steps[i];
-        const Node* n = step.node >= 0 ? &plan_->graph.nodes[static_cast<size_t>(step.node)] : nullptr;
+    bool comma = false;
+    auto row = [&](const Step& step, int node, const std::string& reason, int64_t nonzeros, int64_t weights, double ms) {
+        const Node* n = node >= 0 ? &plan_->graph.nodes[static_cast<size_t>(node)] : nullptr;
         char number[64];
-        std::snprintf(number, sizeof number, "%.6f", step.last_ms);
-        s += std::string(i ? ", " : "") + "{\"node\": " + quoted(n ? n->name : "output") + ", \"op\": " +
-             quoted(n ? op_name(n->op) : "output") + ", \"path\": " + quoted(step.path) + ", \"reason\": " +
-             quoted(step.reason) + ", \"nonzeros\": " + std::to_string(step.nonzeros) + ", \"weights\": " +
-             std::to_string(step.weights) + ", \"tiles\": " + std::to_string(step.tiles) + ", \"ms\": " + number;
+        std::snprintf(number, sizeof number, "%.6f", ms);
+        s += std::string(comma ? ", " : "") + "{\"node\": " + quoted(n ? n->name : "output") + ", \"op\": " +
+             quoted(n ? op_name(n->op) : "output") + ", \"path\": " + quoted(step.path) + ", \"reason\": " + quoted(reason) +
+             ", \"nonzeros\": " + std::to_string(nonzeros) + ", \"weights\": " + std::to_string(weights) +
+             ", \"tiles\": " + std::to_string(step.tiles) + ", \"ms\": " + number;
         if (n) s += ", \"shape\": " + text(p.shapes[static_cast<size_t>(n->out[0])]);
         s += "}";
+        comma = true;
+    };
+    for (const auto& step : p.steps) {
+        row(*step, step->node, step->reason, step->nonzeros, step->weights, step->last_ms);
+        if (step->absorbed < 0) continue;
+        const Node &by = plan_->graph.nodes[static_cast<size_t>(step->node)],
+                   &one = plan_->graph.nodes[static_cast<size_t>(step->absorbed)];
+        const Weight* w = one.weight("weight", plan_->graph);
+        row(*step, step->absorbed, "summed within '" + by.name + "'", w->nnz, w->numel, 0.0);
     }
     return s + "]}";
 }

@@ -45,6 +45,7 @@ public:
     double work = 0;                                // vector multiply-adds, roughly
     bool alone = false;                             // too small to share
     int node = -1;
+    int absorbed = -1;                              // a node whose work this step does too
     std::string path, reason;
     int64_t nonzeros = 0, weights = 0;
     std::vector<int> reads, writes;                 // buffers
@@ -69,7 +70,9 @@ struct ProductChoice {                              // what tuning may fix; 0: d
     int path = 0;                                   // 1 lists, 2 blocks
     int64_t p = 0, chunk = 0, split = 0;
 };
-std::unique_ptr<Step> make_product(const ProductSpec& spec, const ProductChoice& choice, const Machine& machine);
+// Several specs: their sum, of one output; the activation and the residual are the first's.
+std::unique_ptr<Step> make_product(std::vector<ProductSpec> specs, const ProductChoice& choice, const Machine& machine);
+bool pays_as_blocks(const Weight& weight, int64_t block_rows);
 
 std::unique_ptr<Step> make_elementwise(const Form& out, const Form& a, const Form& b, const EltJob& job,
                                        std::vector<float> channels, std::vector<float> shift, const Machine& machine);
