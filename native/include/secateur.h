@@ -55,6 +55,9 @@ typedef struct sec_options {
 SEC_API int32_t sec_abi_version(void);
 /* Instruction sets of this build that this machine has, best first, separated by spaces. */
 SEC_API const char* sec_isas(void);
+/* Nanoseconds that a word takes to another thread and back, median of five tries; a few milliseconds. Hundreds where the
+ * two processors share no cache: steps that split one example then wait for each other's results. */
+SEC_API double sec_round_trip(void);
 
 SEC_API int sec_plan_open(const char* path, sec_plan** plan, char* error, size_t error_size);
 /* `bytes` is read while the plan lives and must stay unchanged until sec_plan_free. */

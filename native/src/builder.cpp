@@ -65,8 +65,9 @@ private:
 
 }  // namespace
 
-Builder::Builder(const Graph& graph, int64_t batch, const Machine& machine, const Tuning& tuning, int64_t limit)
-    : g_(graph), machine_(machine), tuning_(tuning), limit_(limit), out_(std::make_unique<Prepared>()) {
+Builder::Builder(const Graph& graph, int64_t batch, const Machine& machine, const Tuning& tuning, int64_t limit,
+                 int arenas)
+    : g_(graph), machine_(machine), tuning_(tuning), limit_(limit), arenas_(arenas), out_(std::make_unique<Prepared>()) {
     out_->batch = batch;
     out_->shapes = infer(graph, batch, limit / 4);
     lay_ = choose_layouts(graph, out_->shapes, machine.kernels->lanes, tuning.strips);
@@ -245,32 +246,42 @@ void Builder::place_buffers() {
         total = std::max(total, place + b.floats + kGuard);
         placed.push_back(i);
     }
+    make_arenas(round_up(total, 16), placed);
+}
+
+void Builder::make_arenas(int64_t floats, const std::vector<size_t>& placed) {
+    const size_t threads = static_cast<size_t>(std::max(machine_.threads, arenas_)), copies = static_cast<size_t>(arenas_);
     size_t scratch = 0, held = 0;
     for (const auto& s : out_->steps) scratch = std::max(scratch, s->scratch_bytes()), held += s->held_bytes();
     scratch = (scratch + 127) / 64 * 64;
-    out_->bytes = static_cast<size_t>(total) * 4 + scratch * static_cast<size_t>(machine_.threads) + held;
+    const size_t bytes = static_cast<size_t>(floats) * 4;
+    out_->bytes = bytes * copies + scratch * threads + held;
     if (static_cast<int64_t>(out_->bytes) > limit_)
         throw Error(SEC_ERROR_MEMORY, "batch " + std::to_string(out_->batch) + " needs " + std::to_string(out_->bytes) +
                                           " bytes, more than the limit of " + std::to_string(limit_) +
                                           "; use a smaller batch or a larger memory_limit");
-    out_->memory = allocate(static_cast<size_t>(total) * 4 + 64);
-    std::memset(out_->memory.get(), kChecked ? 0xFF : 0, static_cast<size_t>(total) * 4);
-    out_->scratch = allocate(scratch * static_cast<size_t>(machine_.threads) + 64);
-    Arena& a = out_->arena;
-    a.base.assign(buffers_.size(), nullptr);
-    for (size_t i = 0; i < buffers_.size(); ++i)
-        if (buffers_[i].owned) a.base[i] = reinterpret_cast<float*>(out_->memory.get()) + buffers_[i].place;
-    for (size_t i : placed) guard(a.base[i] + buffers_[i].floats);
-    for (int t = 0; t < machine_.threads; ++t) a.scratch.push_back(out_->scratch.get() + scratch * static_cast<size_t>(t));
-    // Constants are numbered by the order of their buffers, kept in `place`.
-    for (size_t i = 0; i < buffers_.size(); ++i)
-        if (!buffers_[i].owned && buffers_[i].place < 0)
-            a.base[i] = out_->constants[static_cast<size_t>(-buffers_[i].place - 1)].data();
+    out_->memory = allocate(bytes * copies + 64);
+    std::memset(out_->memory.get(), kChecked ? 0xFF : 0, bytes * copies);
+    out_->scratch = allocate(scratch * threads + 64);
+    out_->arenas.resize(copies);
+    for (size_t copy = 0; copy < copies; ++copy) {
+        Arena& a = out_->arenas[copy];
+        float* memory = reinterpret_cast<float*>(out_->memory.get() + bytes * copy);
+        a.base.assign(buffers_.size(), nullptr);
+        for (size_t i = 0; i < buffers_.size(); ++i)
+            if (buffers_[i].owned) a.base[i] = memory + buffers_[i].place;
+        for (size_t i : placed) guard(a.base[i] + buffers_[i].floats);
+        for (size_t t = 0; t < threads; ++t) a.scratch.push_back(out_->scratch.get() + scratch * t);
+        // Constants are numbered by the order of their buffers, kept in `place`.
+        for (size_t i = 0; i < buffers_.size(); ++i)
+            if (!buffers_[i].owned && buffers_[i].place < 0)
+                a.base[i] = out_->constants[static_cast<size_t>(-buffers_[i].place - 1)].data();
+    }
 }
 
 std::unique_ptr<Prepared> prepare(const Graph& graph, int64_t batch, const Machine& machine, const Tuning& tuning,
-                                  int64_t limit) {
-    return Builder(graph, batch, machine, tuning, limit).build();
+                                  int64_t limit, int arenas) {
+    return Builder(graph, batch, machine, tuning, limit, arenas).build();
 }
 
 // ---- nodes --------------------------------------------------------------------------------------------------------

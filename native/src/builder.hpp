@@ -7,7 +7,7 @@ namespace sec {
 
 class Builder {
 public:
-    Builder(const Graph& graph, int64_t batch, const Machine& machine, const Tuning& tuning, int64_t limit);
+    Builder(const Graph& graph, int64_t batch, const Machine& machine, const Tuning& tuning, int64_t limit, int arenas);
     std::unique_ptr<Prepared> build();
 
 private:
@@ -57,11 +57,13 @@ private:
     void constant(const Node& n);
     void outputs();
     void place_buffers();
+    void make_arenas(int64_t floats, const std::vector<size_t>& placed);
 
     const Graph& g_;
     Machine machine_;
     const Tuning& tuning_;
     int64_t limit_;
+    int arenas_;
     Layouts lay_;
     std::unique_ptr<Prepared> out_;
     std::vector<Buffer> buffers_;

@@ -3,6 +3,7 @@
 #include <cstring>
 #include <new>
 
+#include "round_trip.hpp"
 #include "session.hpp"
 
 struct sec_plan {
@@ -56,6 +57,14 @@ const char* sec_isas(void) {
         return s;
     }();
     return names.c_str();
+}
+
+double sec_round_trip(void) {
+    try {
+        return sec::round_trip();
+    } catch (...) {
+        return 0.0;                                  // no second thread
+    }
 }
 
 int sec_plan_open(const char* path, sec_plan** plan, char* error, size_t size) {

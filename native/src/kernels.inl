@@ -260,6 +260,16 @@ VI rows_in_padding(const PoolJob& j, int64_t row) {           // lanes where the
     }
     return m;
 }
+// Columns whose whole window lies in rows and columns that exist.
+SEC_INLINE V inside_max(const PoolJob& j, int64_t c, int64_t x) {
+    const float* p = j.in.at(j.g, j.r * j.stride_h - j.pad_top, c, x * j.stride_w - j.pad_left, L);
+    V acc = load(p);
+    for (int64_t ky = 0; ky < j.kernel_h; ++ky) {
+        const float* q = p + ky * j.dil_h * j.in.row_stride;
+        for (int64_t kx = 0; kx < j.kernel_w; ++kx) acc = max_nan(acc, load(q + kx * j.dil_w * L));
+    }
+    return acc;
+}
 void pool(const PoolJob& j) {
     constexpr int kMost = 64;
     VI exists[kMost], counted[kMost];
@@ -271,8 +281,17 @@ void pool(const PoolJob& j) {
     VI mask = splat_i(-1);
     if (j.mask) std::memcpy(&mask, j.mask, sizeof mask);
     const V low = spread(-__builtin_inff());
+    bool whole = j.maximum;
+    for (int64_t ky = 0; ky < j.kernel_h; ++ky)
+        for (int l = 0; l < L; ++l) whole = whole && (exists[ky][l] || !mask[l]);
+    const int64_t span = (j.kernel_w - 1) * j.dil_w;
     for (int64_t c = j.c0; c < j.c1; ++c) {
         for (int64_t x = 0; x < j.width_out; ++x) {
+            const int64_t left = x * j.stride_w - j.pad_left;
+            if (whole && left >= 0 && left + span < j.width_in) {
+                store(j.out.at(j.g, j.r, c, x, L), bits_and(inside_max(j, c, x), mask));
+                continue;
+            }
             V acc = j.maximum ? low : V{}, n = V{};
             for (int64_t ky = 0; ky < j.kernel_h; ++ky) {
                 const int64_t row = j.r * j.stride_h - j.pad_top + ky * j.dil_h;

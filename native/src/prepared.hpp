@@ -18,7 +18,7 @@ struct Prepared {
     std::vector<Shape> shapes;
     std::vector<std::unique_ptr<Step>> steps;
     std::vector<std::vector<float>> constants;
-    Arena arena;
+    std::vector<Arena> arenas;                     // one, or one for each thread that runs pieces of its own
     Block memory, scratch;
     std::vector<int> input_buffers, output_buffers;
     Spread spread;
@@ -26,7 +26,7 @@ struct Prepared {
 };
 
 std::unique_ptr<Prepared> prepare(const Graph& graph, int64_t batch, const Machine& machine, const Tuning& tuning,
-                                  int64_t memory_limit);
+                                  int64_t memory_limit, int arenas = 1);
 
 // How many examples of a batch to run together; the batch itself where it cannot or need not be cut.
 int64_t piece_of(const Graph& graph, int64_t batch);

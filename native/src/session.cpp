@@ -169,9 +169,25 @@ size_t Session::held() const {
     std::set<const Prepared*> seen;
     size_t bytes = 0;
     for (const Planned& p : planned_)
-        for (const Prepared* one : {p.main.get(), p.rest.get()})
+        for (const Prepared* one : {p.apart.get(), p.main.get(), p.rest.get()})
             if (one && seen.insert(one).second) bytes += one->bytes;
     return bytes;
+}
+
+// Where there are pieces for every thread, each runs its own: nothing to wait for, and no core reads what another wrote.
+void Session::plan_apart(Planned& p) const {
+    const int64_t pieces = p.batch / p.piece, count = pieces - pieces % machine_.threads;
+    if (machine_.threads == 1 || count == 0) return;
+    for (const Planned& other : planned_)
+        if (other.apart && other.piece == p.piece) p.apart = other.apart;
+    Machine one = machine_;
+    one.threads = 1;
+    try {
+        if (!p.apart) p.apart = prepare(plan_->graph, p.piece, one, tuning_, limit_, machine_.threads);
+        p.apart_count = count;
+    } catch (const Error& e) {
+        if (e.status != SEC_ERROR_MEMORY) throw;        // there may be room for one
+    }
 }
 
 Session::Planned& Session::find(int64_t batch) {
@@ -188,7 +204,8 @@ Session::Planned& Session::find(int64_t batch) {
     p.piece = tuning_.piece ? std::min(tuning_.piece, batch) : piece_of(g, batch);
     if (p.piece < batch && piece_of(g, std::numeric_limits<int32_t>::max()) == std::numeric_limits<int32_t>::max())
         p.piece = batch;                             // the examples cannot be kept apart
-    p.main = piece(p.piece);
+    plan_apart(p);
+    if (batch / p.piece > p.apart_count) p.main = piece(p.piece);
     if (batch % p.piece) p.rest = piece(batch % p.piece);
     planned_.push_front(std::move(p));
     while (planned_.size() > 1 && (planned_.size() > kKept || held() > static_cast<size_t>(limit_))) planned_.pop_back();
@@ -260,17 +277,19 @@ void Session::check_outputs(const Planned& p, const sec_tensor* out, int n) cons
     }
 }
 
-void Session::execute(Prepared& p) {
+void Session::run_together(Prepared& p, int64_t first, const Call& call) {
     using clock = std::chrono::steady_clock;
     const bool timed = profile_.load();
+    Arena& arena = p.arenas[0];
+    set_places(p, arena, first, call);
     pool_->begin();
     try {
         for (auto& step : p.steps) {
             const auto start = timed ? clock::now() : clock::time_point{};
             if (step->alone || machine_.threads == 1) {
-                for (int64_t i = 0; i < step->tiles; ++i) step->run(p.arena, i, 0);
+                for (int64_t i = 0; i < step->tiles; ++i) step->run(arena, i, 0);
             } else {
-                Task t{step.get(), &p.arena};
+                Task t{step.get(), &arena};
                 pool_->run(run_tile, &t, step->tiles);
             }
             if (timed) step->last_ms = std::chrono::duration<double, std::milli>(clock::now() - start).count();
@@ -282,25 +301,48 @@ void Session::execute(Prepared& p) {
     pool_->end();
 }
 
-void Session::run_piece(Prepared& p, int64_t first, int64_t batch, const sec_tensor* in, const sec_tensor* out) {
+// One piece on one thread. The first thread's steps are the ones that are timed.
+void Session::run_alone(Prepared& p, int64_t first, const Call& call, int thread) const {
+    using clock = std::chrono::steady_clock;
+    const bool timed = thread == 0 && profile_.load();
+    Arena& arena = p.arenas[static_cast<size_t>(thread)];
+    set_places(p, arena, first, call);
+    for (auto& step : p.steps) {
+        const auto start = timed ? clock::now() : clock::time_point{};
+        for (int64_t i = 0; i < step->tiles; ++i) step->run(arena, i, thread);
+        if (timed) step->last_ms = std::chrono::duration<double, std::milli>(clock::now() - start).count();
+    }
+}
+
+void Session::run_apart(const Planned& p, const Call& call) {
+    struct Job {
+        const Session* session;
+        const Planned* planned;
+        const Call* call;
+    } job{this, &p, &call};
+    pool_->run(
+        [](void* j, int64_t piece, int thread) {
+            const Job& job = *static_cast<const Job*>(j);
+            job.session->run_alone(*job.planned->apart, piece * job.planned->piece, *job.call, thread);
+        },
+        &job, p.apart_count);
+}
+
+void Session::set_places(const Prepared& p, Arena& arena, int64_t first, const Call& call) const {
     auto place = [&](const sec_tensor& t, int buffer) {
         int64_t bytes = t.dtype == SEC_F32 ? 4 : 8;
         for (int i = 0; i < t.ndim; ++i) bytes *= t.shape[i];
         // Pieces are cut only where every input and output either has the batch in front or is the same for all.
-        const int64_t skip = first ? bytes / batch * first : 0;
-        p.arena.base[static_cast<size_t>(buffer)] = reinterpret_cast<float*>(static_cast<char*>(t.data) + skip);
+        const int64_t skip = first ? bytes / call.batch * first : 0;
+        arena.base[static_cast<size_t>(buffer)] = reinterpret_cast<float*>(static_cast<char*>(t.data) + skip);
     };
     const Graph& g = plan_->graph;
     for (size_t i = 0; i < g.inputs.size(); ++i) {
-        sec_tensor t = in[i];
-        if (g.inputs[i].shape.empty() || g.inputs[i].shape[0] != 0) {
-            p.arena.base[static_cast<size_t>(p.input_buffers[i])] = static_cast<float*>(t.data);
-            continue;
-        }
-        place(t, p.input_buffers[i]);
+        if (g.inputs[i].shape.empty() || g.inputs[i].shape[0] != 0)
+            arena.base[static_cast<size_t>(p.input_buffers[i])] = static_cast<float*>(call.in[i].data);
+        else place(call.in[i], p.input_buffers[i]);
     }
-    for (size_t i = 0; i < g.outputs.size(); ++i) place(out[i], p.output_buffers[i]);
-    execute(p);
+    for (size_t i = 0; i < g.outputs.size(); ++i) place(call.out[i], p.output_buffers[i]);
 }
 
 void Session::run(const sec_tensor* in, int in_count, const sec_tensor* out, int out_count) {
@@ -308,15 +350,17 @@ void Session::run(const sec_tensor* in, int in_count, const sec_tensor* out, int
     Guard guard(*this);
     Planned& p = find(batch);
     check_outputs(p, out, out_count);
-    int64_t at = 0;
-    for (; at + p.piece <= batch; at += p.piece) run_piece(*p.main, at, batch, in, out);
-    if (p.rest) run_piece(*p.rest, at, batch, in, out);
+    const Call call{batch, in, out};
+    int64_t at = p.apart_count * p.piece;
+    if (at) run_apart(p, call);
+    for (; at + p.piece <= batch; at += p.piece) run_together(*p.main, at, call);
+    if (p.rest) run_together(*p.rest, at, call);
 }
 
 std::string Session::explain(int64_t batch) {
     Guard guard(*this);
     const Planned& planned = find(plan_->graph.batched ? batch : 1);
-    const Prepared& p = *planned.main;
+    const Prepared& p = planned.first();
     std::string s = "{\"isa\": " + quoted(machine_.kernels->name) + ", \"threads\": " + std::to_string(machine_.threads) +
                     ", \"lanes\": " + std::to_string(machine_.kernels->lanes) + ", \"strips\": " +
                     std::to_string(p.spread.strips) + ", \"batch\": " + std::to_string(planned.batch) + ", \"piece\": " + std::to_string(planned.piece) + ", \"bytes\": " +

@@ -27,19 +27,27 @@ public:
 
 private:
     struct Guard;
-    // A batch as it is run: pieces of one size, and what is left over.
+    // A batch as it is run: pieces that threads run each on its own, pieces that they share, and what is left over.
     struct Planned {
-        int64_t batch = 0, piece = 0;
-        std::shared_ptr<Prepared> main, rest;
+        int64_t batch = 0, piece = 0, apart_count = 0;
+        std::shared_ptr<Prepared> apart, main, rest;
         std::vector<Shape> outputs;
+        const Prepared& first() const { return apart ? *apart : *main; }
+    };
+    struct Call {                                       // the caller's arrays
+        int64_t batch;
+        const sec_tensor *in, *out;
     };
     Planned& find(int64_t batch);
     std::shared_ptr<Prepared> piece(int64_t size);
+    void plan_apart(Planned& p) const;
     size_t held() const;
     int64_t check_inputs(const sec_tensor* in, int count) const;
     void check_outputs(const Planned& p, const sec_tensor* out, int count) const;
-    void run_piece(Prepared& p, int64_t first, int64_t batch, const sec_tensor* in, const sec_tensor* out);
-    void execute(Prepared& p);
+    void set_places(const Prepared& p, Arena& arena, int64_t first, const Call& call) const;
+    void run_apart(const Planned& p, const Call& call);
+    void run_alone(Prepared& p, int64_t first, const Call& call, int thread) const;
+    void run_together(Prepared& p, int64_t first, const Call& call);
     void survive_fork();
 
     std::shared_ptr<const PlanData> plan_;

@@ -216,7 +216,9 @@ fork(sys.exit) if status == 0 else sys.exit(f"closing child ended with {status}"
 
 def test_ctrl_c_ends_a_loop_of_runs(cases):
     """An interrupt in the middle of runs is a KeyboardInterrupt, and the threads let the process end."""
-    script = BEGIN + "session = new()\nprint('running', flush=True)\nwhile True:\n    session(x)\n"
+    # A process started in the background ignores interrupts unless it asks for them.
+    asks = "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    script = BEGIN + asks + "session = new()\nprint('running', flush=True)\nwhile True:\n    session(x)\n"
     command = [sys.executable, "-c", script, str(cases["maps"].path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
         assert running.stdout.readline() == "running\n"

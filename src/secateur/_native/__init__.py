@@ -50,6 +50,7 @@ def _declare(lib: ctypes.CDLL) -> None:
     signatures = {
         "sec_abi_version": (i32, []),
         "sec_isas": (text, []),
+        "sec_round_trip": (ctypes.c_double, []),
         "sec_plan_open": (i32, [text, pointer(handle), text, size]),
         "sec_plan_parse": (i32, [handle, size, pointer(handle), text, size]),
         "sec_plan_free": (None, [handle]),

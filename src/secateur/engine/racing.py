@@ -20,10 +20,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from secateur import _native
 from secateur.core.errors import ModelError, UsageError
 from secateur.engine.folder import cpu_name
 
-__all__ = ["Race", "Runner", "deepsparse", "onnxruntime", "race", "to_onnx"]
+__all__ = ["Race", "Runner", "deepsparse", "onnxruntime", "race", "round_trip", "to_onnx"]
 
 Runner = Callable[[], np.ndarray]
 TOLERANCE = 1e-3
@@ -37,7 +38,8 @@ class Race:
         rounds: For each candidate the median milliseconds of each round.
         best: For each candidate the fastest call.
         error: For each candidate the largest difference from the first one's result, over its largest value.
-        about: Threads, machine, versions, and the load of the machine before and after.
+        about: Threads, machine, versions, the load of the machine before and after, and what `round_trip` gave before
+            the first round and after each.
     """
 
     rounds: dict[str, list[float]]
@@ -103,7 +105,7 @@ def race(
     names = list(runners)
     with _torch_threads(threads) as count:
         error = _compare({name: runner.result() for name, runner in runners.items()})
-        before = os.getloadavg()
+        before, trips = os.getloadavg(), [round_trip()]
         medians: dict[str, list[float]] = {name: [] for name in names}
         best = dict.fromkeys(names, float("inf"))
         for turn in range(rounds):
@@ -112,9 +114,20 @@ def race(
                 times = runners[name].round(seconds, least)
                 medians[name].append(float(np.median(times)))
                 best[name] = min(best[name], *times)
+            trips.append(round_trip())
         load = {"load before": before, "load after": os.getloadavg()}
-        about = {"threads": count, "rounds": rounds, "seconds": seconds, **load}
+        about = {"threads": count, "rounds": rounds, "seconds": seconds, "round trip ns": trips, **load}
     return Race(medians, best, error, {**about, **_machine()})
+
+
+def round_trip() -> float:
+    """Nanoseconds that a word takes from one thread to another and back; 0.0 without the compiled core.
+
+    About a hundred where two processors share a cache, several hundred where they do not, as when a virtual machine's
+    processors are moved apart. Threads that share one example's layers then wait for each other's results.
+    """
+    library = _native.library()
+    return float(library.sec_round_trip()) if library is not None else 0.0
 
 
 def _compare(results: Mapping[str, np.ndarray]) -> dict[str, float]:
