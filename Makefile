@@ -7,7 +7,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test test-long lint bench docs clean
+.PHONY: demo test test-long lint bench bench-runtime docs clean
 .DEFAULT_GOAL := help
 
 help:
@@ -35,6 +35,13 @@ bench: $(READY)
 	OMP_NUM_THREADS=2 $(BIN)/python benchmarks/bench_hold.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_scoring.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_threshold.py
+
+# The tables of docs/results/runtime.md, about 15 minutes; DEEPSPARSE=PYTHON adds that engine from its own environment
+bench-runtime: $(READY)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
+	rm -f docs/results/runtime.jsonl
+	$(BIN)/python benchmarks/bench_runtime.py --near 4 $(if $(DEEPSPARSE),--deepsparse $(DEEPSPARSE)) --write docs/results/runtime.jsonl
+	$(BIN)/python benchmarks/runtime_page.py docs/results/runtime.jsonl docs/results/runtime.md
 
 lint: $(READY)
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python scripts/check.py --lint

@@ -23,6 +23,8 @@ constexpr int64_t kGuard = 0;
 void guard(float*) {}
 #endif
 
+constexpr int64_t kLarge = 1 << 18;                 // weights
+
 // A node on plain arrays.
 class Plain final : public Step {
 public:
@@ -66,8 +68,8 @@ private:
 }  // namespace
 
 Builder::Builder(const Graph& graph, int64_t batch, const Machine& machine, const Tuning& tuning, int64_t limit,
-                 int arenas)
-    : g_(graph), machine_(machine), tuning_(tuning), limit_(limit), arenas_(arenas), out_(std::make_unique<Prepared>()) {
+                 int arenas, const Mapping* file)
+    : g_(graph), machine_(machine), tuning_(tuning), limit_(limit), arenas_(arenas), file_(file), out_(std::make_unique<Prepared>()) {
     out_->batch = batch;
     out_->shapes = infer(graph, batch, limit / 4);
     lay_ = choose_layouts(graph, out_->shapes, machine.kernels->lanes, tuning.strips);
@@ -201,7 +203,10 @@ std::unique_ptr<Prepared> Builder::build() {
     find_absorbed();
     for (size_t i = 0; i < g_.nodes.size(); ++i) {
         current_ = static_cast<int>(i);
-        if (!absorbed_[i]) node(current_);
+        if (absorbed_[i]) continue;
+        node(current_);
+        const Weight* w = g_.nodes[i].weight("weight", g_);
+        if (file_ && w && w->numel > kLarge) file_->forget();    // packed by now, or read again when it runs
     }
     current_ = -1;
     outputs();
@@ -280,8 +285,8 @@ void Builder::make_arenas(int64_t floats, const std::vector<size_t>& placed) {
 }
 
 std::unique_ptr<Prepared> prepare(const Graph& graph, int64_t batch, const Machine& machine, const Tuning& tuning,
-                                  int64_t limit, int arenas) {
-    return Builder(graph, batch, machine, tuning, limit, arenas).build();
+                                  int64_t limit, int arenas, const Mapping* file) {
+    return Builder(graph, batch, machine, tuning, limit, arenas, file).build();
 }
 
 // ---- nodes --------------------------------------------------------------------------------------------------------

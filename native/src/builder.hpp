@@ -7,7 +7,8 @@ namespace sec {
 
 class Builder {
 public:
-    Builder(const Graph& graph, int64_t batch, const Machine& machine, const Tuning& tuning, int64_t limit, int arenas);
+    Builder(const Graph& graph, int64_t batch, const Machine& machine, const Tuning& tuning, int64_t limit, int arenas,
+            const Mapping* file);
     std::unique_ptr<Prepared> build();
 
 private:
@@ -64,6 +65,7 @@ private:
     const Tuning& tuning_;
     int64_t limit_;
     int arenas_;
+    const Mapping* file_;                           // where the weights lie; null when they are the caller's
     Layouts lay_;
     std::unique_ptr<Prepared> out_;
     std::vector<Buffer> buffers_;

@@ -62,11 +62,12 @@ ProductSpec Builder::spec_of(const Node& n) {
 // May the sum take the place of its residual? Each position is read before it is written, by the same tile.
 bool Builder::in_place(const Form& res, int value, int residual) const {
     if (last_reader_[at(residual)] > current_ || !buffers_[at(res.ref.buffer)].owned) return false;
-    int holders = 0;
-    for (const auto& forms : forms_)
-        for (const Form& f : forms) holders += f.ref.buffer == res.ref.buffer;
-    for (const Ref& r : plain_) holders += r.buffer == res.ref.buffer;
-    if (holders != 1) return false;                 // another value, or a part of one, lies in the same buffer
+    for (size_t v = 0; v < forms_.size(); ++v) {    // another value, or a part of one, that is still needed
+        if (static_cast<int>(v) == residual || last_reader_[v] < current_) continue;
+        bool here = plain_[v].buffer == res.ref.buffer;
+        for (const Form& f : forms_[v]) here = here || f.ref.buffer == res.ref.buffer;
+        if (here) return false;
+    }
     LaneShape want = slot(value) == Slot::tokens ? token_shape(shape(value), res.shape.lanes, res.shape.width)
                                                  : image_shape(shape(value), lay_.rows[at(value)], lay_.spread,
                                                                lay_.reach[at(value)], res.shape.lanes);

@@ -112,6 +112,7 @@ public:
     Mapping& operator=(const Mapping&) = delete;
     const uint8_t* data() const { return data_; }
     size_t size() const { return size_; }
+    void forget() const;                            // its pages need not stay in memory; reading brings them back
 private:
     const uint8_t* data_ = nullptr;
     size_t size_ = 0;

@@ -60,6 +60,8 @@ Mapping::Mapping(const std::string& path) {
 
 Mapping::~Mapping() { delete[] data_; }
 
+void Mapping::forget() const {}
+
 #else
 
 namespace {
@@ -91,6 +93,8 @@ Mapping::Mapping(const std::string& path) {
 Mapping::~Mapping() {
     if (data_) munmap(const_cast<uint8_t*>(data_), size_);
 }
+
+void Mapping::forget() const { madvise(const_cast<uint8_t*>(data_), size_, MADV_DONTNEED); }
 
 #endif
 

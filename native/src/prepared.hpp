@@ -26,7 +26,7 @@ struct Prepared {
 };
 
 std::unique_ptr<Prepared> prepare(const Graph& graph, int64_t batch, const Machine& machine, const Tuning& tuning,
-                                  int64_t memory_limit, int arenas = 1);
+                                  int64_t memory_limit, int arenas = 1, const Mapping* file = nullptr);
 
 // How many examples of a batch to run together; the batch itself where it cannot or need not be cut.
 int64_t piece_of(const Graph& graph, int64_t batch);

@@ -161,7 +161,7 @@ std::shared_ptr<Prepared> Session::piece(int64_t size) {
         if (p.main && p.main->batch == size) return p.main;
         if (p.rest && p.rest->batch == size) return p.rest;
     }
-    return prepare(plan_->graph, size, machine_, tuning_, limit_);
+    return prepare(plan_->graph, size, machine_, tuning_, limit_, 1, plan_->file.get());
 }
 
 // Bytes of everything planned; several batches may share a piece.
@@ -183,7 +183,7 @@ void Session::plan_apart(Planned& p) const {
     Machine one = machine_;
     one.threads = 1;
     try {
-        if (!p.apart) p.apart = prepare(plan_->graph, p.piece, one, tuning_, limit_, machine_.threads);
+        if (!p.apart) p.apart = prepare(plan_->graph, p.piece, one, tuning_, limit_, machine_.threads, plan_->file.get());
         p.apart_count = count;
     } catch (const Error& e) {
         if (e.status != SEC_ERROR_MEMORY) throw;        // there may be room for one

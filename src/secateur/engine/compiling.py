@@ -6,7 +6,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import from_numpy, nn
 
 from secateur.core.errors import SecateurError, UsageError
 from secateur.core.reading import Reading
@@ -15,7 +15,7 @@ from secateur.probes.latency import in_turn
 from secateur.runtime.compiled import Compiled, compile_network
 from secateur.runtime.session import Session
 
-__all__ = ["PLAN", "clock", "compile"]
+__all__ = ["PLAN", "FromFile", "clock", "compile"]
 
 PLAN = "plan.safetensors"
 
@@ -60,6 +60,23 @@ def compile(  # noqa: A001 - the verb of this package
             return Session(folder, threads=threads, **options)
         raise UsageError(f"{folder} holds no {PLAN}: pass example_inputs, one batch as the network takes it.")
     return compile_network(Artefact.open(folder).build(), example_inputs, threads=threads, **options)
+
+
+class FromFile(nn.Module):
+    """A plan on disk as a module without gradients, so that a probe can measure what will be run.
+
+    Args:
+        session: An open plan; inputs are given to it in the order of the call.
+    """
+
+    def __init__(self, session: Session) -> None:
+        super().__init__()
+        self.session = session
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the plan gives, as tensors on the CPU."""
+        found = self.session(*(t.detach().cpu().numpy() for t in (*args, *kwargs.values())))
+        return tuple(map(from_numpy, found)) if isinstance(found, tuple) else from_numpy(found)
 
 
 def clock(dense: nn.Module, pruned: nn.Module, example: Any, folder: Path, threads: int) -> dict[str, Reading]:

@@ -18,11 +18,12 @@ from secateur.core.reading import Reading
 from secateur.core.select import top_mask
 from secateur.core.sockets import Probe, blame, name_of
 from secateur.core.task import Batch, Task, device_of, to
-from secateur.engine.compiling import clock
+from secateur.engine.compiling import PLAN, FromFile, clock
 from secateur.engine.folder import MASKS, WEIGHTS, Artefact
 from secateur.probes.accuracy import Accuracy, difference
 from secateur.probes.cost import Cost
 from secateur.probes.latency import dense_and_pruned
+from secateur.runtime import Session
 
 
 @dataclass(frozen=True)
@@ -73,9 +74,10 @@ def verdict(
         probes: further probes for the pruned network.
         baselines: ``"random"``: random masks on the dense network with the pruned one's counts, untrained.
         seed: for the baselines.
-        plan: folder for the compiled network, which is timed from that file beside dense torch; None leaves it out.
+        plan: folder for the compiled network, which is timed from that file beside dense torch, and whose accuracy is
+            measured too; None leaves it out.
 
-    Cost: about four passes over the data and a few seconds of timing.
+    Cost: about six passes over the data and a few seconds of timing.
     """
     one, two = dense.build().to(device), pruned.build().to(device)
     masks = pruned.masks().to(device)
@@ -94,6 +96,11 @@ def verdict(
         second["compiled"] = timed["compiled"]
         if "ratio" in timed:
             first["compiled"], second["plan"], change["compiled"] = timed["against"], timed["plan"], timed["ratio"]
+            with Session(plan / PLAN) as session:
+                if session.isa != "reference":  # which would take minutes
+                    compiled = Task(FromFile(session), CrossEntropy(), data)
+                    second["compiled accuracy"] = Accuracy()(compiled)
+                    change["compiled accuracy"] = difference(compiled, before)
     extra = {name_of(probe): reading_of(probe, after, masks) for probe in probes}
     random = (
         {"random": _random(dense, masks, data, device, seed)}

@@ -12,10 +12,11 @@ from secateur.report.sections import EMPTY, Cell, Number
 from secateur.report.source import RunRecord, StepRecord, as_finite, as_number, as_table
 from secateur.report.views.cells import accuracy_cell, points_cell, readings, speed_cell, time_cell
 
-ACCURACY, TIME, FAST, FILE, PACKED, PLAN, KEPT = (
+ACCURACY, TIME, FAST, RIGHT, FILE, PACKED, PLAN, KEPT = (
     "Accuracy",
     "Time for one example",
     "The same, compiled (from the plan file)",
+    "Accuracy, compiled (from the plan file)",
     "File on disk",
     "File, compressed",
     "Plan file",
@@ -98,7 +99,13 @@ class Pair:
         if pruned is None or as_finite(pruned.value) is None:
             return []
         change = speed_cell(self.change.get("compiled"))
-        return [Row(FAST, time_cell(dense), time_cell(pruned), change, _tone(change, 1, "slower", "faster"))]
+        rows = [Row(FAST, time_cell(dense), time_cell(pruned), change, _tone(change, 1, "slower", "faster"))]
+        right = self.pruned.get("compiled accuracy")
+        if right is not None:
+            change = points_cell(self.change.get("compiled accuracy"))
+            dense = accuracy_cell(self.dense.get("accuracy"))
+            rows.append(Row(RIGHT, dense, accuracy_cell(right), change, _tone(change, 0, "worse", "better")))
+        return rows
 
     def _disk(self) -> list[Row]:
         dense, pruned = self.both("disk")
