@@ -27,9 +27,10 @@ demo: $(READY)
 test: $(READY)
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python scripts/check.py
 
-# The same promises on many more cases, and runs killed at many more moments: about ten minutes
+# The same promises on many more cases, and runs killed at many more moments: about half an hour
 test-long: $(READY)
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest -n 2 -m long
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python scripts/native_checks.py
 
 bench: $(READY)
 	OMP_NUM_THREADS=2 $(BIN)/python benchmarks/bench_hold.py

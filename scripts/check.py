@@ -16,7 +16,10 @@ LINT = [
     ["pyright"],
     [sys.executable, "scripts/methods_page.py", "--check"],
 ]
-TESTS = [[sys.executable, "-m", "pytest", "-n", "2", "-m", "not long"]]
+TESTS = [
+    [sys.executable, "-m", "pytest", "-n", "2", "-m", "not long"],
+    [sys.executable, "scripts/native_checks.py", "--quick"],  # sanitizers, NEON, no compiler
+]
 
 
 def main() -> int:

@@ -40,6 +40,7 @@ Product::Product(std::vector<ProductSpec> specs, const ProductChoice& choice, co
     choose_tiles(choice);
     for (const ProductSpec& s : specs_) packed_.emplace_back(s, mr_, xs_[0].count, rows_[0].count, choice.chunk);
     describe();
+    if (choice.path) reason = "chosen by tuning";
     split_units();
     for (Packed& p : packed_) p.build(splits_);
     for (ProductSpec& s : specs_) s.weight = s.bias = nullptr;

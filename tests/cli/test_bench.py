@@ -28,6 +28,13 @@ def test_the_table_names_each_layer(capsys: pytest.CaptureFixture[str]) -> None:
     assert "secateur is" in out and "plan file" in out and "zeros" in out
 
 
+def test_paths_are_measured_on_request(capsys, monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SECATEUR_CACHE", str(tmp_path))
+    assert main([*NET, "--batch", "3", "--measure-paths"]) == 0
+    assert "secateur is" in capsys.readouterr().out
+    assert (tmp_path / "paths.json").is_file()
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [

@@ -69,6 +69,10 @@ def test_from_training_to_the_report_in_json(call, tmp_path):
     assert recipe["step"][0]["criterion"] == {"use": "random", "seed": 3}
     assert recipe["model"]["load"] == str(dense)
     verdict = json.loads((step(cut, "measure") / "verdict.json").read_text())
+    if "compiled accuracy" in verdict["pruned"]:  # where there is a compiled core
+        same = ("value", "low", "high", "n")
+        one, two = (verdict["pruned"][name] for name in ("accuracy", "compiled accuracy"))
+        assert [one[key] for key in same] == [two[key] for key in same]
     assert verdict
 
     shown = ask("measure", cut, "--probe", "calibration", "-o", tmp_path / "measured")

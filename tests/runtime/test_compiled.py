@@ -8,8 +8,11 @@ from torch import Tensor, nn
 import secateur
 from secateur import _native
 from secateur.core.errors import FileError, ModelError, UsageError
-from secateur.engine.compiling import clock
+from secateur.core.losses import CrossEntropy
+from secateur.core.task import Task
+from secateur.engine.compiling import FromFile, clock
 from secateur.nets import build
+from secateur.probes.accuracy import Accuracy
 from secateur.runtime.compiled import Compiled, compile_network
 from secateur.runtime.session import Session
 
@@ -178,6 +181,22 @@ def test_the_clock_reads_the_plan_from_disk(tmp_path) -> None:
     assert (tmp_path / "plan.safetensors").stat().st_size == made["plan"].value
     assert made["ratio"].low <= made["ratio"].value <= made["ratio"].high
     assert made["ratio"].value == pytest.approx(made["against"].value / made["compiled"].value)
+
+
+def test_a_plan_on_disk_answers_as_the_network_does(tmp_path) -> None:
+    """Its accuracy and its interval are those of the network in torch, batch by batch from the file."""
+    torch.manual_seed(0)
+    net = sparse(build("lenet_300_100")).eval()
+    x = torch.randn(300, 1, 28, 28)
+    labels = net(x).argmax(1)
+    labels[::3] = torch.randint(0, 10, (100,))
+    data = [(x[:128], labels[:128]), (x[128:256], labels[128:256]), (x[256:], labels[256:])]
+    path = secateur.compile(net, x[:1], threads=1).save(tmp_path)
+    with Session(path, threads=1) as session:
+        found = Accuracy()(Task(FromFile(session), CrossEntropy(), data))
+    wanted = Accuracy()(Task(net, CrossEntropy(), data))
+    assert (found.value, found.low, found.high, found.n) == (wanted.value, wanted.low, wanted.high, wanted.n)
+    assert 60 < found.value < 90
 
 
 def test_what_cannot_be_compiled_says_why(tmp_path) -> None:

@@ -18,7 +18,7 @@ from secateur.engine import racing
 from secateur.engine.compiling import PLAN
 from secateur.engine.folder import RECIPE, Artefact
 from secateur.engine.recipe import read_recipe
-from secateur.runtime import Session
+from secateur.runtime import Session, measured
 from secateur.runtime.compiled import Compiled, compile_network
 
 OURS = "secateur"
@@ -127,7 +127,9 @@ def _ours(
     if not made.whole:
         return made, 0
     path = made.save(folder / PLAN)
-    return Session(path, threads=threads, isa=request.isa), path.stat().st_size
+    arrays = [x.numpy() for x in inputs]
+    tuning = measured(path, *arrays, threads=threads, isa=request.isa) if request.measure_paths else None
+    return Session(path, threads=threads, isa=request.isa, tuning=tuning), path.stat().st_size
 
 
 def _candidates(

@@ -121,6 +121,8 @@ def _bench(p: argparse.ArgumentParser) -> None:
     p.add_argument("--against", action="append", default=[], metavar="NAME",
                    help="beside dense torch: onnxruntime, or deepsparse=PYTHON of its environment")  # fmt: skip
     p.add_argument("--isa", default="auto", metavar="NAME", help="an instruction set (default: the best here)")
+    p.add_argument("--measure-paths", action="store_true",
+                   help="choose lists or blocks for each layer by the clock, not by rule; remembered")  # fmt: skip
     p.add_argument("--explain", action="store_true", help="one line a layer: path, zeros, time, reason")
     p.add_argument("--data-dir", metavar="FOLDER", help="where data sets lie (default: $SECATEUR_DATA)")
     p.add_argument("--json", action="store_true", help="print the result as JSON")

@@ -25,6 +25,7 @@ from secateur.core.files import file_digest, read_json, read_tensors, write_byte
 from secateur.core.masks import Masks
 from secateur.core.names import aliases, unwrap
 from secateur.nets import build
+from secateur.runtime.paths import cpu_name
 
 WEIGHTS, MASKS, STRUCTURE, RECIPE, CARD = (
     "weights.safetensors", "masks.safetensors", "structure.json", "recipe.toml", "card.json",
@@ -214,14 +215,3 @@ def origin() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
     }
-
-
-def cpu_name() -> str:
-    """The processor's name as the system tells it."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from secateur import _native
 from secateur.core.errors import ModelError, UsageError
-from secateur.engine.folder import cpu_name
+from secateur.runtime.paths import cpu_name
 
 __all__ = ["Race", "Runner", "deepsparse", "onnxruntime", "race", "round_trip", "to_onnx"]
 

@@ -15,6 +15,7 @@ _PLACES = {
     "Reference": "reference",
     "Session": "session",
     "load": "session",
+    "measured": "paths",
     "RuntimeFileError": "planfile",
 }
 

@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 from secateur.core.errors import ModelError, UsageError
 from secateur.runtime import planfile
 from secateur.runtime.capture import Captured, NativeSegment, TorchSegment, capture
+from secateur.runtime.paths import measured
 from secateur.runtime.session import Session
 
 __all__ = ["Compiled", "compile_network"]
@@ -34,7 +35,16 @@ class _Native:
         planfile.write(path, part.graph, part.weights)
         self.inputs = tuple(spec.name for spec in part.graph.inputs)
         self.outputs = tuple(part.graph.outputs)
+        self._path, self._options = path, dict(options)
         self.session = Session(path, **options)
+
+    def measure_paths(self, values: Mapping[str, Any]) -> None:
+        """Chooses lists or blocks for each layer by the clock."""
+        arrays = [_array(values[name]) for name in self.inputs]
+        told = {key: self._options[key] for key in ("threads", "isa") if key in self._options}
+        tuning = {**(self._options.get("tuning") or {}), **measured(self._path, *arrays, **told)}
+        self.session.close()
+        self.session = Session(self._path, **{**self._options, "tuning": tuning})
 
     def __call__(self, values: Mapping[str, Any]) -> tuple[Any, ...]:
         found = self.session(*(_array(values[name]) for name in self.inputs))
@@ -108,6 +118,14 @@ class Compiled:
         found = tuple((_tensor if as_tensors else _array)(values[name]) for name in self._captured.outputs)
         return found[0] if len(found) == 1 else found
 
+    def measure_paths(self, *inputs: Any) -> None:
+        """Times both ways to run each layer, on these inputs, and keeps the faster: `secateur.runtime.measured`."""
+        values: dict[str, Any] = dict(zip((spec.name for spec in self._captured.inputs), inputs, strict=True))
+        for part in self._parts:
+            if isinstance(part, _Native):
+                part.measure_paths(values)
+            values.update(zip(part.outputs, part(values), strict=True))
+
     def prepare(self, batch: int = 1) -> None:
         """Plans a batch size ahead of its first call."""
         for part in self._parts:
@@ -178,6 +196,7 @@ def compile_network(
     threads: int | None = None,
     strict: bool = False,
     verify: bool = True,
+    measure_paths: bool = False,
     **options: Any,
 ) -> Compiled:
     """Make a network run on the compiled core.
@@ -188,6 +207,7 @@ def compile_network(
         threads: Threads of the core; None takes one for each core that this process may use.
         strict: Refuse operators that the core lacks, instead of running them in torch.
         verify: Compare the result with torch's on the example, and refuse a difference above 1e-4 of the largest value.
+        measure_paths: Choose between lists and blocks for each layer by the clock, on the example, instead of by rule.
         options: Further options of `secateur.runtime.Session`.
 
     Raises:
@@ -195,9 +215,15 @@ def compile_network(
         ModelError: the compiled network does not compute what torch does.
     """
     compiled = Compiled(capture(model, example_inputs, strict=strict), {"threads": threads, **options})
+    if measure_paths:
+        compiled.measure_paths(*(_single(t.detach()) for t in _flat(example_inputs)))
     if verify:
         _verify(model, compiled, example_inputs)
     return compiled
+
+
+def _single(value: Tensor) -> Tensor:
+    return value.float() if value.is_floating_point() else value
 
 
 def _flat(example: Any) -> tuple[Any, ...]:
@@ -217,7 +243,7 @@ def _verify(model: nn.Module, compiled: Compiled, example: Any) -> None:
             module.training = flag
     wanted = [t.float() for t in pytree.tree_leaves(raw) if isinstance(t, Tensor)]
     low = any(p.dtype in (torch.bfloat16, torch.float16) for p in model.parameters())
-    found = compiled(*(t.detach().float() if t.is_floating_point() else t.detach() for t in _flat(example)))
+    found = compiled(*(_single(t.detach()) for t in _flat(example)))
     for index, (a, b) in enumerate(zip(wanted, found if isinstance(found, tuple) else (found,), strict=True)):
         worst, scale = float((a - b).abs().max()) if a.numel() else 0.0, float(a.abs().max()) if a.numel() else 1.0
         if not worst <= (0.05 if low else TOLERANCE) * max(scale, 1e-3) and not bool(a.isnan().any()):
