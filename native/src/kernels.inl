@@ -482,6 +482,8 @@ template <int P, int K> void attend(const AttentionJob& j, int64_t v0) {      //
             }
         }
     }
+    // Where no key is open every weight is zero: e^(-inf - 0), and a sum that divides nothing.
+    SEC_UNROLL for (int k = 0; k < P; ++k) top[k] = choose(top[k] == spread(-__builtin_inff()), V{}, top[k]);
     for (int64_t key = 0; key < j.keys; ++key)
         SEC_UNROLL for (int k = 0; k < P; ++k) {
             float* p = scores + (key * P + k) * L;
@@ -489,7 +491,7 @@ template <int P, int K> void attend(const AttentionJob& j, int64_t v0) {      //
             total[k] += e;
             store(p, e);
         }
-    SEC_UNROLL for (int k = 0; k < P; ++k) total[k] = 1.0f / total[k];
+    SEC_UNROLL for (int k = 0; k < P; ++k) total[k] = 1.0f / choose(total[k] == V{}, spread(1.0f), total[k]);
     constexpr int D = K;
     for (int64_t d = 0; d < j.dim_v; d += D) {
         const int n = static_cast<int>(j.dim_v - d < D ? j.dim_v - d : D);

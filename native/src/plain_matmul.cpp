@@ -101,6 +101,10 @@ private:
         if (causal_ && query + 1 < keys_)
             std::fill(scores + query + 1, scores + keys_, -std::numeric_limits<float>::infinity());
         const float top = maximum(scores, keys_);
+        if (top == -std::numeric_limits<float>::infinity()) {        // no key is open
+            std::fill(scores, scores + keys_, 0.0f);
+            return;
+        }
         for (int64_t k = 0; k < keys_; ++k) scores[k] -= top;
         kernels_.activate(scores, keys_, Fn::exp);
         const float scale = static_cast<float>(1.0 / sum(scores, keys_));

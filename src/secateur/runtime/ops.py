@@ -222,7 +222,8 @@ def _attention(inputs: list[Array], weights: Weights, attrs: Attrs) -> Array:
         scores = scores + inputs[3]
     if attrs["causal"]:
         scores = np.where(np.tri(*scores.shape[2:], dtype=bool), scores, -math.inf)
-    mixed = _softmax(scores, -1) @ v
+    closed = (scores == -math.inf).all(-1, keepdims=True)  # a query that no key is open to gives zeros
+    mixed = np.where(closed, 0, _softmax(np.where(closed, 0, scores), -1)).astype(v.dtype) @ v
     return mixed.transpose(0, 2, 1, 3).reshape(*inputs[0].shape[:2], -1)
 
 
