@@ -6,7 +6,7 @@ import tomllib
 import pytest
 from safetensors.torch import load_file
 
-from secateur.core.sockets import SOCKETS, Solver, names
+from secateur.core.sockets import SOCKETS, Init, names
 from secateur.engine.folder import Artefact
 
 WEIGHTS = 64 * 16 + 16 * 12 + 12 * 10
@@ -119,10 +119,10 @@ def test_pruning_one_tensor_further_keeps_the_zeros_of_the_others(call, dense, t
 
 def test_a_socket_without_methods_is_not_listed(call, monkeypatch):
     """A socket that later releases fill shows no empty heading."""
-    monkeypatch.setitem(SOCKETS, "solvers", Solver)
-    assert names("solvers") == []
+    monkeypatch.setitem(SOCKETS, "inits", Init)
+    assert names("inits") == []
 
     code, out, _ = call("methods")
-    assert code == 0 and "criteria" in out and "solvers" not in out
+    assert code == 0 and "criteria" in out and "inits" not in out
     code, out, _ = call("methods", "--json")
-    assert code == 0 and "solvers" not in json.loads(out)
+    assert code == 0 and "inits" not in json.loads(out)

@@ -21,9 +21,13 @@ def run(request: argparse.Namespace) -> int:
         raise UsageError(f"--epochs is {request.epochs}; it must be at least 0 (0 prunes once, without training).")
     if request.lr is not None and not request.epochs:
         raise UsageError("--lr has no effect when nothing is trained; add `--epochs N`, or leave it out.")
+    if request.solver and request.epochs:
+        raise UsageError("--solver prunes once, and --epochs step by step; leave one of the two out.")
+    if request.inputs and not request.solver:
+        raise UsageError("--inputs has no effect without a solver; add `--solver sparsegpt`, or leave it out.")
     if request.to is not None:
         parse_target(request.to)
-    given = {key: getattr(request, key) for key in ("criterion", "allocation", "pattern")}
+    given = {key: getattr(request, key) for key in ("criterion", "allocation", "pattern", "solver", "inputs")}
     choices = {key: value for key, value in given.items() if value is not None}
     step: dict[str, Any] = {key: value for key in ("only", "skip") if (value := getattr(request, key))}
     if request.epochs:
@@ -34,7 +38,7 @@ def run(request: argparse.Namespace) -> int:
         step |= {"do": "prune", **({} if request.to is None else {"to": request.to}), **choices}
     table = table_of(request, [step, {"do": "measure"}])
     target = _aim_rule(table["step"][0], request.to) if request.epochs else _aim(table["step"][0], None)[0]
-    out = request.out or default_out(request.start, "prune", request.criterion or "", str(target))
+    out = request.out or default_out(request.start, "prune", request.solver or request.criterion or "", str(target))
     return execute(request, table, Path(out))
 
 

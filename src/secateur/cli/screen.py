@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from secateur.cli.request import dump
 from secateur.core.files import read_json
 from secateur.engine import distributed
+from secateur.engine.compensating import plan_layers
 from secateur.engine.cutting import plan as make_plan
 from secateur.engine.recipe import PruneStep
 from secateur.engine.runner import Runner
@@ -73,11 +74,30 @@ class Screen(Listener):
         self.console.print(
             f"[bold]{number} {step.do:<8}[/bold]{text}{'   (done before)' if skipped else ''}", highlight=False
         )
+        for line in _layers(card):
+            self.console.print(line, highlight=False, markup=False, soft_wrap=True)
         self.other.end(number, step, card, skipped)
 
     def say(self, text: str) -> None:
         """A remark."""
         self.console.print(f"[yellow]note[/yellow] {text}", highlight=False)
+
+
+def _layers(card: Mapping[str, Any]) -> list[str]:
+    """What a solver did to each layer, and what new statistics of BatchNorm gave."""
+    layers = card.get("layers") or []
+    width = max((len(layer["name"]) for layer in layers), default=0)
+    lines = []
+    for layer in layers:
+        text = f"  {layer['name']:<{width}}  {layer['kept']:>10,} of {layer['total']:>10,}   output off by "
+        text += f"{layer['error']:6.2%} (zeroing alone {layer['zeroed']:6.2%})"
+        if layer.get("rise") is not None:
+            text += f"   loss {layer['rise']:+.4g} (forecast {layer['forecast']:+.4g})"
+        lines.append(text)
+    if recovered := card.get("recovered"):
+        before, after = (recovered[when]["value"] for when in ("before", "after"))
+        lines.append(f"  BatchNorm's statistics taken anew: accuracy {before:.2f} % before, {after:.2f} % after")
+    return lines
 
 
 def listener(request: argparse.Namespace) -> Screen:
@@ -95,8 +115,10 @@ def plan(runner: Runner, as_json: bool) -> None:
     if isinstance(first, PruneStep):
         state = runner.start()
         task = runner.sample(runner.data(), first.examples, state.net)
-        choices = (first.to, first.criterion, first.allocation, first.pattern, first.only, first.skip)
-        made = make_plan(task, *choices, masks=state.masks)
+        choices = (first.to, first.criterion, first.allocation, first.pattern)
+        names = {"only": first.only, "skip": first.skip, "masks": state.masks}
+        solver = first.solver
+        made = make_plan(task, *choices, **names) if solver is None else plan_layers(task, solver, *choices, **names)
     if as_json:
         table: dict[str, Any] = {"steps": rows}
         if made is not None:

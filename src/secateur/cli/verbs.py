@@ -66,6 +66,10 @@ def _prune(p: argparse.ArgumentParser) -> None:
     )
     p.add_argument("--allocation", default=None, metavar="NAME", help="global (default), uniform, erk, lamp or by-cost")
     p.add_argument("--pattern", default=None, metavar="NAME", help="unstructured (default), nm, block or unit")
+    p.add_argument("--solver", default=None, metavar="NAME",
+                   help="choose layer by layer and move the weights that stay: sparsegpt, exact_obs, ...")  # fmt: skip
+    p.add_argument("--inputs", choices=("sequential", "dense"), default=None,
+                   help="a solver's layers see the network pruned so far (default), or the dense one")  # fmt: skip
     p.add_argument(
         "--epochs", type=int, default=0, metavar="N", help="prune step by step while training (default: once)"
     )

@@ -102,7 +102,7 @@ class Init(Method):
         """Initialise ``model`` in place."""
 
 
-SOCKETS: dict[str, type[Method]] = {"criteria": Criterion, "rules": Rule, "probes": Probe}
+SOCKETS: dict[str, type[Method]] = {"criteria": Criterion, "rules": Rule, "probes": Probe, "solvers": Solver}
 """The sockets that have methods in this release, and their folders."""
 
 
@@ -149,7 +149,7 @@ def find(socket: str, name: str) -> type[Any]:
 def name_of(method: Method | type[Method]) -> str:
     """The name under which a method is found: its file, or ``module:Class`` from outside."""
     kind = method if inspect.isclass(method) else type(method)
-    inside = re.fullmatch(r"secateur\.(?:criteria|rules|probes)\.(\w+)", kind.__module__)
+    inside = re.fullmatch(r"secateur\.(?:criteria|rules|probes|solvers)\.(\w+)", kind.__module__)
     return inside[1] if inside else f"{kind.__module__}:{kind.__qualname__}"
 
 

@@ -23,6 +23,7 @@ from secateur.core.sockets import (
     Method,
     Probe,
     Rule,
+    Solver,
     blame,
     check_plug_in,
     find,
@@ -31,7 +32,7 @@ from secateur.core.sockets import (
 )
 
 _CLOSED: dict[type, dict[str, type]] = {Pattern: PATTERNS, Allocation: ALLOCATIONS, Schedule: SCHEDULES}  # type: ignore[dict-item]
-_OPEN: dict[type, str] = {Criterion: "criteria", Rule: "rules", Probe: "probes"}
+_OPEN: dict[type, str] = {Criterion: "criteria", Rule: "rules", Probe: "probes", Solver: "solvers"}
 
 
 def bind(kind: type[Any], table: Mapping[str, Any], where: str) -> Any:

@@ -13,9 +13,10 @@ from typing import Any, ClassVar, Literal
 from secateur.core.allocations import Allocation, Global
 from secateur.core.errors import FileError, UsageError, nearest
 from secateur.core.patterns import Pattern, Unstructured
-from secateur.core.sockets import Criterion, Probe, Rule
+from secateur.core.sockets import Criterion, Probe, Rule, Solver
 from secateur.criteria.magnitude import Magnitude
 from secateur.engine.binding import bind, table_of
+from secateur.engine.compensating import Inputs
 from secateur.engine.cutting import aim
 from secateur.engine.toml import dump
 
@@ -149,7 +150,13 @@ class PruneStep:
         pattern: which shapes zeros may take.
         only: globs of tensors to prune.
         skip: globs of tensors to leave alone.
-        examples: training examples that scores and forecast are computed on.
+        examples: training examples that scores, layers and forecast are computed on.
+        solver: chooses the weights of each linear and convolution layer and moves the others to make up for those that
+            go; ``criterion`` and ``allocation`` then decide only how many weights each layer keeps. None: no weight
+            moves.
+        inputs: what a solver's layers are given: their inputs once the layers before are pruned (``"sequential"``), or
+            those of the ``"dense"`` network.
+        recover: ``"batchnorm"`` takes the statistics of BatchNorm anew from the same examples, where there are any.
     """
 
     do: ClassVar[str] = "prune"
@@ -160,6 +167,9 @@ class PruneStep:
     only: tuple[str, ...] = ()
     skip: tuple[str, ...] = ()
     examples: int = 1024
+    solver: Solver | None = None
+    inputs: Inputs = "sequential"
+    recover: Literal["batchnorm", "nothing"] = "batchnorm"
 
     def __post_init__(self) -> None:
         target, _ = aim(self.to, self.pattern)

@@ -25,13 +25,16 @@ from secateur.data import Dataset, Loader
 from secateur.data import load as load_data
 from secateur.engine import distributed
 from secateur.engine.checkpoint import STATE
+from secateur.engine.compensating import LayerCut, compensate, plan_layers
 from secateur.engine.compiling import PLAN
+from secateur.engine.cutting import aim
 from secateur.engine.cutting import plan as make_plan
 from secateur.engine.cutting import prune as carry_out
 from secateur.engine.folder import CARD, WEIGHTS, Artefact, load_state, origin, save, structure_of
 from secateur.engine.loop import Training, needs_teacher
 from secateur.engine.measure import verdict
 from secateur.engine.recipe import MeasureStep, PruneStep, Recipe, TrainStep
+from secateur.engine.recovering import normed, reestimate
 from secateur.engine.sources import sources
 from secateur.engine.start import Listener, State, begin
 from secateur.probes.accuracy import Accuracy
@@ -225,11 +228,30 @@ class Runner:
 
     def _prune(self, step: PruneStep, state: State, data: Dataset) -> dict[str, Any]:
         task = self.sample(data, step.examples, state.net)
-        choices = (step.to, step.criterion, step.allocation, step.pattern, step.only, step.skip)
-        made = make_plan(task, *choices, masks=state.masks)
-        cut = carry_out(task, made)
-        state.masks, state.left_alone = cut.masks, dict(made.left_alone)
-        return {"forecast": cut.plan.forecast.to_json() if cut.plan.forecast else None, "target": str(made.target)}
+        choices = (step.to, step.criterion, step.allocation, step.pattern)
+        names = {"only": step.only, "skip": step.skip, "masks": state.masks}
+        layers: list[LayerCut] = []
+        if step.solver is None:
+            done = carry_out(task, make_plan(task, *choices, **names)).plan
+        else:
+            made = plan_layers(task, step.solver, *choices, **names)
+            done, layers = compensate(task, made, step.solver, aim(step.to, step.pattern)[1], step.inputs)
+        state.masks, state.left_alone = done.masks, dict(done.left_alone)
+        return {
+            "forecast": done.forecast.to_json() if done.forecast else None, "target": str(done.target),
+            "layers": [layer.to_json() for layer in layers], **self._recover(step, task, state, data),
+        }  # fmt: skip
+
+    def _recover(self, step: PruneStep, task: Task, state: State, data: Dataset) -> dict[str, Any]:
+        """Statistics of BatchNorm anew, with the accuracy before and after on the test data."""
+        if step.recover == "nothing" or not normed(state.net):
+            return {}
+        tests = Loader(data.test, self.recipe.data.evaluation_batch, mean=data.mean, std=data.std)
+        judge = Task(state.net, CrossEntropy(), tests)
+        before = Accuracy()(judge)
+        count = reestimate(task)
+        readings = {"before": before.to_json(), "after": Accuracy()(judge).to_json()}
+        return {"recovered": {"batchnorm layers": count, **readings}}
 
     def _save(self, folder: Path, state: State, data: Dataset, about: dict[str, Any], number: int) -> None:
         masks = state.masks

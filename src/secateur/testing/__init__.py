@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from secateur.testing.promises import ContractError
     from secateur.testing.rules_contract import check_rule
     from secateur.testing.snapshot import changes, snapshot
+    from secateur.testing.solvers_contract import check_solver
 
 __all__ = [
     "CASES",
@@ -26,6 +27,7 @@ __all__ = [
     "check_criterion",
     "check_probe",
     "check_rule",
+    "check_solver",
     "snapshot",
 ]
 
@@ -35,6 +37,7 @@ _HOMES = {
     "promises": ("ContractError",),
     "rules_contract": ("check_rule",),
     "snapshot": ("changes", "snapshot"),
+    "solvers_contract": ("check_solver",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

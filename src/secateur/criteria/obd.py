@@ -1,0 +1,186 @@
+"""Optimal brain damage: the rise of the loss when a weight goes, from the diagonal of the curvature."""
+
+import warnings
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from secateur.core.errors import ModelError, UsageError
+from secateur.core.masks import Masks
+from secateur.core.names import Named, unwrap
+from secateur.core.prunable import check_finite
+from secateur.core.reading import Paper
+from secateur.core.sockets import Criterion
+from secateur.core.streams import stream
+from secateur.core.task import Task, check_loss, frozen
+from secateur.linalg.diagonals import exact_diagonal, hutchinson
+from secateur.linalg.products import Flat, Operator
+
+Diagonal = Literal["auto", "recursion", "hutchinson", "exact"]
+Curvature = Literal["ggn", "hessian"]
+
+_LINEAR = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_MOVES = (nn.Identity, nn.Flatten, nn.Unflatten, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
+_EACH = (nn.Tanh, nn.Sigmoid, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish,
+         nn.Softplus, nn.Softsign, nn.LogSigmoid, nn.Tanhshrink, nn.Hardtanh, nn.Hardswish, nn.Hardsigmoid,
+         nn.Dropout, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)  # fmt: skip
+"""Functions of each number by itself; dropout and norms are, in evaluation mode."""
+
+
+@dataclass(frozen=True)
+class Obd(Criterion):
+    """``h_qq w² / 2``: the rise of the mean loss when one weight of a network at its minimum is set to zero.
+
+    Scores have the shape of each weight, float32 or wider, in units of the loss, with the sign of the curvature;
+    pruned weights score 0. Evaluation mode: running statistics of BatchNorm. The slope does not count, so the
+    network must be trained to (nearly) a minimum; before that use ``taylor``.
+
+    Args:
+        diagonal: where ``h`` comes from. ``"recursion"`` is the paper's backward pass: noise-free, exact for one
+            hidden layer whose outputs do not mix in the loss (or for the last layer under any loss), an
+            approximation otherwise; it takes ``nn.Sequential`` networks of linear and convolution layers,
+            elementwise functions, max pooling and BatchNorm. ``"hutchinson"`` estimates the true diagonal of any
+            network from random signs. ``"exact"`` takes a product with every axis: tiny networks only. ``"auto"``
+            takes the recursion where the network is such a chain, random signs otherwise.
+        curvature: ``"ggn"`` (the paper's Levenberg-Marquardt form, without second derivatives of the activations)
+            is never negative for a convex loss; of random signs the size of the estimate plus its standard error
+            counts, so that no weight goes because the estimate of it is poor. ``"hessian"`` may be negative, away
+            from a minimum: a warning says for how many weights, and those go first.
+        samples: random signs drawn by ``"hutchinson"``; its error falls with their square root.
+        seed: of the random signs.
+
+    Raises:
+        UsageError: for an unknown option.
+        ModelError: when a weight is NaN or infinite, the network cannot be differentiated twice, or
+            ``"recursion"`` is asked of a network that is no such chain; the message says why.
+        DataError: when the data is empty or spent, or the loss is not finite.
+        MaskError: when ``masks`` belong to another network.
+
+    Cost: about three passes over the data (recursion), ``samples`` curvature products, or one for each weight.
+    """
+
+    diagonal: Diagonal = "auto"
+    curvature: Curvature = "ggn"
+    samples: int = 32
+    seed: int = 0
+
+    paper = Paper(
+        "Optimal Brain Damage",
+        "LeCun, Denker, Solla",
+        1990,
+        "NIPS 2",
+        differs="one score, without the rounds of deleting and training; a loss that mixes its outputs (cross entropy) "
+        "enters the recursion by the diagonal of its Hessian; outside the recursion random signs with their "
+        "standard error added, and for a shared weight its true second derivative, not the sum over its uses",
+    )
+    needs = frozenset({"gradients", "hessian", "random"})
+
+    def __post_init__(self) -> None:
+        for name, known in (("diagonal", get_args(Diagonal)), ("curvature", get_args(Curvature))):
+            if getattr(self, name) not in known:
+                ways = ", ".join(map(repr, known))
+                raise UsageError(f"{name} must be one of {ways}, not {getattr(self, name)!r}.")
+
+    def __call__(self, task: Task, masks: Masks) -> Named:
+        """Scores for every tensor of ``masks``; higher = keep."""
+        weights = masks.match(task.model)
+        check_finite(dict(weights))
+        flat, bent, error = Flat(task, masks), None, 0.0
+        if self.diagonal in ("auto", "recursion"):
+            bent = self._recursion(task, flat)
+        if bent is None:
+            op, signs = Operator(task, masks, self.curvature), stream(self.seed, "obd")
+            bent, error = (exact_diagonal(op), 0.0) if self.diagonal == "exact" else hutchinson(op, self.samples, signs)
+        if self.curvature == "ggn" and isinstance(error, Tensor):
+            bent = bent.abs() + error
+        below = int((bent < -3 * error).sum())
+        if below and self.curvature == "hessian":
+            where = f"{below:,} of {flat.size:,} weights (down to {float(bent.min()):.3g})"
+            warnings.warn(
+                f"the curvature is negative for {where}, which go first; train on, or use 'ggn'", stacklevel=2
+            )
+        return flat.unflatten(bent * flat.flatten({n: w.detach() for n, w in weights.items()}).square() / 2)
+
+    def _recursion(self, task: Task, flat: Flat) -> Tensor | None:
+        """The diagonal by the paper's backward pass; None where the network is no chain and need not be one."""
+        layers, weights = _chain(unwrap(task.model)), task.params()
+        why = _why_not(layers, {name: weights[name] for name in flat.masks})
+        if why and self.diagonal == "auto":
+            return None
+        if why:
+            raise ModelError(f"the recursion needs a chain of known layers: {why}. Use diagonal 'hutchinson'.")
+        names, count = {id(p): name for name, p in weights.items()}, 0
+        total = {name: torch.zeros(p.shape, dtype=flat.dtype, device=p.device) for name, p in weights.items()}
+        for inputs, target, n in task.batches():
+            with frozen(task.model):
+                passed = [(inputs[0] if isinstance(inputs, tuple | list) else inputs).to(flat.dtype)]
+                for layer in layers:
+                    passed.append(_run(layer, _state(layer, flat.dtype), passed[-1]).detach())
+                slope, bend = _outer(task, passed.pop(), target)
+                for layer in reversed(layers):
+                    own, slope, bend = _back(layer, passed.pop(), slope, bend, self.curvature == "hessian")
+                    for key, part in own.items():
+                        total[names[id(getattr(layer, key))]] += n * part
+            count += n
+        return flat.flatten(total) / count
+
+
+def _chain(module: nn.Module) -> list[nn.Module]:
+    """The layers of a Sequential in order, those of Sequentials inside it among them."""
+    parts = module if type(module) is nn.Sequential else []  # a module that stands there twice is passed twice
+    return [layer for child in parts for layer in _chain(child)] or [module]
+
+
+def _why_not(layers: list[nn.Module], weights: Named) -> str:
+    for layer in layers:
+        if type(layer) not in _LINEAR + _MOVES + _EACH or getattr(layer, "running_mean", layer) is None:
+            return f"{type(layer).__name__} is none"
+    known = {id(p) for layer in layers if type(layer) in _LINEAR for p in layer.parameters()}
+    lost = [name for name, p in weights.items() if id(p) not in known]
+    return f"`{lost[0]}` is not of a linear layer or a convolution" if lost else ""
+
+
+def _state(layer: nn.Module, dtype: torch.dtype) -> Named:
+    return {key: value.to(dtype) for key, value in layer.state_dict().items() if value.is_floating_point()}
+
+
+def _run(layer: nn.Module, state: Named, x: Tensor) -> Tensor:
+    return functional_call(layer, state, (x.clone() if getattr(layer, "inplace", False) else x,))
+
+
+@torch.enable_grad()
+def _outer(task: Task, output: Tensor, target: Any) -> tuple[Tensor, Tensor]:
+    """First and second derivatives of a batch's loss in each output by itself."""
+    free = output.detach().requires_grad_()
+    value = task.loss(free, target)
+    check_loss(value)
+    (slope,) = torch.autograd.grad(value, free, create_graph=True)
+    bend = slope.new_zeros(slope.shape)
+    for j in range(slope[0].numel() if slope.requires_grad else 0):
+        # an example's outputs are no business of the others, so one slope serves them all
+        column = slope.reshape(len(slope), -1)[:, j]
+        (row,) = torch.autograd.grad(column.sum(), free, retain_graph=True, materialize_grads=True)
+        bend.view(len(slope), -1)[:, j] = row.reshape(len(slope), -1)[:, j]
+    return slope.detach(), bend
+
+
+@torch.enable_grad()
+def _back(layer: nn.Module, x: Tensor, slope: Tensor, bend: Tensor, curved: bool) -> tuple[Named, Tensor, Tensor]:
+    """Second derivatives in a layer's own weights, and both derivatives in its input, from those in its output."""
+    state, x = _state(layer, x.dtype), x.detach().requires_grad_()
+    y = _run(layer, state, x)
+    if type(layer) in _EACH:
+        (first,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+        second = torch.autograd.grad(first.sum(), x)[0] if curved and first.requires_grad else 0.0
+        return {}, first.detach() * slope, first.detach().square() * bend + second * slope
+    (down,) = torch.autograd.grad(y, x, slope, retain_graph=True)
+    if type(layer) in _MOVES:
+        return {}, down, torch.autograd.grad(y, x, bend)[0]
+    # a sum of products has the squares of its factors as second derivatives: its own backward pass, over squares
+    squares = {key: (v.square() if key == "weight" else v.clone()).requires_grad_() for key, v in state.items()}
+    free = x.detach().square().requires_grad_()
+    found = torch.autograd.grad(_run(layer, squares, free), [free, *squares.values()], bend)
+    return dict(zip(squares, found[1:], strict=True)), down, found[0]

@@ -1,0 +1,232 @@
+"""Pruning layer by layer: which weights go, and how the others make up for them, from the inputs of each layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from secateur.core.errors import ModelError, UsageError
+from secateur.core.masks import Masks
+from secateur.core.names import Named, owners
+from secateur.core.patterns import NM, Pattern
+from secateur.core.prunable import coverage
+from secateur.core.sockets import Solver, blame
+from secateur.core.task import Task
+from secateur.engine.cutting import Forecast, Plan, aim, plan
+from secateur.linalg.grams import Gram, grams
+
+Inputs = Literal["sequential", "dense"]
+LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+FEW = 256
+NOT_A_LAYER = "only linear and convolution layers have inputs to solve with"
+
+
+@dataclass(frozen=True)
+class LayerCut:
+    """What a solver did to one layer.
+
+    Args:
+        name: the tensor.
+        kept: weights kept.
+        total: weights of the layer.
+        error: mean squared change of the layer's output, over its mean square; on the inputs the solver was given.
+        zeroed: the same when the weights that went are set to zero and no other moves.
+        forecast: the expected rise of the loss from this layer, first and second order together; None unknown.
+        rise: the measured one, the layers before it being pruned already; None when it was not measured.
+    """
+
+    name: str
+    kept: int
+    total: int
+    error: float
+    zeroed: float
+    forecast: float | None = None
+    rise: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+
+def plan_layers(
+    task: Task, solver: Solver, *choices: Any, only: Sequence[str] = (), skip: Sequence[str] = (), **options: Any
+) -> Plan:
+    """How many weights each layer keeps; as :func:`secateur.plan`, for the tensors that a solver can work on.
+
+    Criterion and allocation decide the counts only; which weights are kept is the solver's choice.
+
+    Raises:
+        UsageError: for a network that is pruned already.
+        ModelError: when no tensor belongs to a linear or convolution layer.
+        SecateurError: as :func:`secateur.plan`.
+    """
+    before = options.pop("masks", None)
+    if before and any(not bool(mask.all()) for mask in before.values()):
+        raise UsageError(
+            f"{type(solver).__name__} begins with a dense network; this one is pruned already. Pass the dense one, or "
+            "prune further without a solver."
+        )
+    given = {**dict(zip(("to", "criterion", "allocation", "pattern"), choices, strict=False)), **options}
+    found = coverage(task.model, only, skip, aim(given.get("to"), given.get("pattern"))[1])
+    held = owners(task.model)
+    foreign = [name for name in found.prunable if not _layers(name, held[name])]
+    if len(foreign) == len(found.prunable):
+        raise ModelError(f"none of {', '.join(foreign)} belongs to a layer that a solver can work on: {NOT_A_LAYER}.")
+    chosen = [name for name in found.prunable if name not in foreign] if only else ()
+    made = plan(task, only=chosen, skip=() if chosen else (*skip, *foreign), **{**given, "forecast": False})
+    left = {name: NOT_A_LAYER if name in foreign else why for name, why in made.left_alone.items()}
+    return replace(made, left_alone=left)
+
+
+def compensate(
+    task: Task, made: Plan, solver: Solver, pattern: Pattern, inputs: Inputs = "sequential", forecast: bool = True
+) -> tuple[Plan, list[LayerCut]]:
+    """Prune the task's network in place, layer by layer in the order in which they run.
+
+    Args:
+        task: network, loss and the examples that layers are solved on.
+        made: how many weights each tensor keeps.
+        solver: chooses and compensates.
+        pattern: which shapes zeros may take.
+        inputs: ``"sequential"``: what reaches a layer once those before it are pruned; ``"dense"``: what reached it
+            before anything was.
+        forecast: forecast and measure the rise of the loss for every layer, on the first 256 examples (two backward
+            passes and one forward pass each), and on all examples together at the end.
+
+    Returns:
+        The plan with the masks that the solver chose and the loss before and after, and a record for each layer.
+
+    Raises:
+        SecateurError: as the solver; layers that were done stay done only in a copy: the network is restored.
+
+    Cost: a pass over the data for each layer (one in all with ``"dense"``), the solver's own, and the forecasts.
+    """
+    held, weights = owners(task.model), task.params()
+    order = _in_order(task, {name: _layers(name, held[name]) for name in made.masks})
+    before, few = task.mean_loss() if forecast else 0.0, _few(task)
+    early = _gram_of(task, order) if inputs == "dense" else {}
+    backup = {name: weights[name].detach().clone() for name in order}
+    masks, records, slope, bend = dict(made.masks), [], 0.0, 0.0
+    loss = few.mean_loss() if forecast else 0.0
+    try:
+        for name, modules in order.items():
+            gram = early.pop(name, None) or _gram_of(task, {name: modules})[name]
+            new, mask = _solve(solver, weights[name].detach(), gram, pattern, made.masks[name], name)
+            done = _record(name, weights[name].detach(), new, mask, gram)
+            if forecast:
+                first, second = _forecast(few, name, new - weights[name].detach())
+                slope, bend = slope + first, bend + (second or 0.0)
+                done = replace(done, forecast=first + (second or 0.0))
+            with torch.no_grad():
+                weights[name].copy_(new)
+            masks[name] = mask
+            if forecast:
+                now = few.mean_loss()
+                done, loss = replace(done, rise=now - loss), now
+            records.append(done)
+    except BaseException:
+        with torch.no_grad():
+            for name, weight in backup.items():
+                weights[name].copy_(weight)
+        raise
+    whole = Masks(masks)
+    counts = {name: (int(mask.sum()), mask.numel()) for name, mask in whole.items()}
+    told = Forecast(before, slope, bend, task.mean_loss()) if forecast else None
+    return replace(made, masks=whole, counts=counts, forecast=told), records
+
+
+def _few(task: Task) -> Task:
+    """The first examples: second derivatives are dear, and a few hundred tell the order of magnitude."""
+    batches, seen = [], 0
+    for inputs, target, count in task.batches():
+        batches.append((inputs, target))
+        seen += count
+        if seen >= FEW:
+            break
+    return replace(task, data=batches)
+
+
+def _layers(name: str, holders: Sequence[nn.Module]) -> list[nn.Module]:
+    """The modules that multiply their inputs by this tensor; empty when one of its holders does something else."""
+    fits = all(isinstance(m, LAYERS) for m in holders) and name.rpartition(".")[2] == "weight"
+    return list(holders) if fits else []
+
+
+def _in_order(task: Task, layers: Mapping[str, list[nn.Module]]) -> dict[str, list[nn.Module]]:
+    """Sorted by when a layer is first called; layers that never are stand last and are refused later by name."""
+    called = task.collect({name: modules[0] for name, modules in layers.items()}, lambda *_: True)
+    missing = [name for name in layers if name not in called]
+    if missing:
+        raise ModelError(
+            f"layer `{missing[0]}` is never called as a module (its weight is used in another way), so its inputs are "
+            f"unknown. Leave it out with `--skip '{missing[0]}'`."
+        )
+    return {name: layers[name] for name in called}
+
+
+def _gram_of(task: Task, layers: Mapping[str, list[nn.Module]]) -> dict[str, Gram]:
+    """The Gram matrix of each tensor's inputs; tied tensors add up those of all places."""
+    places = {name: [name, *(f"{name} (place {i})" for i in range(2, len(m) + 1))] for name, m in layers.items()}
+    found = grams(task, {place: m for name in layers for place, m in zip(places[name], layers[name], strict=True)})
+    summed = {}
+    for name, every in places.items():
+        first, *more = (found[place] for place in every)
+        summed[name] = replace(first, matrix=sum((gram.matrix for gram in more), start=first.matrix))
+    return summed
+
+
+def _solve(
+    solver: Solver, weight: Tensor, gram: Gram, pattern: Pattern, planned: Tensor, name: str
+) -> tuple[Tensor, Tensor]:
+    """Group by group; each keeps what was planned for it. Columns run along the channels for N:M."""
+    new, mask = torch.empty_like(weight), torch.empty_like(weight, dtype=torch.bool)
+    for part, matrix in _groups(weight, gram):
+        rows, columns = weight[part], _columns(weight, pattern)
+        back = torch.argsort(columns)
+        with blame(solver):
+            made, kept = solver(
+                rows.flatten(1)[:, columns], matrix[columns][:, columns], pattern, int(planned[part].sum())
+            )
+        if int(kept.sum()) != int(planned[part].sum()) or bool((made[~kept] != 0).any()):
+            raise UsageError(
+                f"{solver} kept {int(kept.sum()):,} weights of `{name}` where {int(planned[part].sum()):,} were asked "
+                "for, or left pruned ones that are not zero. Mend the solver."
+            )
+        new[part], mask[part] = made[:, back].reshape(rows.shape).to(weight.dtype), kept[:, back].reshape(rows.shape)
+    return new, mask
+
+
+def _groups(weight: Tensor, gram: Gram) -> Iterator[tuple[slice, Tensor]]:
+    groups = gram.matrix.shape[0]
+    size = weight.shape[0] // groups
+    for group in range(groups):
+        yield slice(group * size, (group + 1) * size), gram.matrix[group]
+
+
+def _columns(weight: Tensor, pattern: Pattern) -> Tensor:
+    """The order of a row's entries: as stored, or channels last, where N:M groups lie next to each other."""
+    count, width = weight[0].numel(), weight.shape[1]
+    order = torch.arange(count, device=weight.device)
+    return order.view(width, -1).t().flatten() if isinstance(pattern, NM) and weight.ndim > 2 else order
+
+
+def _record(name: str, old: Tensor, new: Tensor, mask: Tensor, gram: Gram) -> LayerCut:
+    error = zeroed = scale = 0.0
+    for part, matrix in _groups(old, gram):
+        rows = [t[part].flatten(1).to(matrix.dtype) for t in (old, new, mask)]
+        energy = [float(((d @ matrix) * d).sum()) for d in (rows[1] - rows[0], rows[0] * (1 - rows[2]), rows[0])]
+        error, zeroed, scale = error + energy[0], zeroed + energy[1], scale + energy[2]
+    scale = scale or 1.0
+    return LayerCut(name, int(mask.sum()), mask.numel(), error / scale, zeroed / scale)
+
+
+def _forecast(task: Task, name: str, change: Tensor) -> tuple[float, float | None]:
+    direction: Named = {name: change}
+    try:
+        return task.taylor(direction)
+    except ModelError:
+        return float((task.gradients()[name] * change).sum()), None
