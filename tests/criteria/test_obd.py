@@ -91,12 +91,16 @@ def test_predicted_is_actual_for_a_diagonal_quadratic_at_its_minimum(kind):
         assert task.mean_loss({"weight": gone}) - before == pytest.approx(score[0, i].item(), abs=1e-10)
 
 
+@pytest.mark.filterwarnings("ignore:the curvature is negative")
 def test_random_signs_come_closer_with_more_of_them_and_do_not_see_pruned_weights():
     task = CASES["attention"]()
     masks = Masks.dense(task.model, only=["up.weight", "head.weight"])
-    exact = Obd("exact")(task, masks)["up.weight"]
-    off = [(Obd("hutchinson", samples=n)(task, masks)["up.weight"] - exact).norm() / exact.norm() for n in (4, 256)]
-    assert off[1] < 0.3 < 2 < off[0] / off[1] < 32  # by the square root of 64, give or take
+    exact = Obd("exact", "hessian")(task, masks)["up.weight"]
+    found = [Obd("hutchinson", "hessian", n)(task, masks)["up.weight"] for n in (16, 256)]
+    off = [(score - exact).norm() / exact.norm() for score in found]
+    assert off[1] < 0.5
+    assert 2 < off[0] / off[1] < 8  # by the square root of 16, give or take
+    assert all((score > 0).all() for score in Obd("hutchinson")(task, masks).values())  # ggn: noise sends none away
     half = masks & Masks({name: task.params()[name] > 0 for name in masks})
     scores = Obd("exact")(task, half)
     assert all(not scores[name][~half[name]].any() and scores[name][half[name]].all() for name in half)

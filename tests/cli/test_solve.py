@@ -1,0 +1,91 @@
+"""``secateur prune --solver``: exact counts, a record for each layer, BatchNorm taken anew, mistakes named."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from secateur.core.sockets import names
+from secateur.engine.folder import Artefact
+
+WEIGHTS = 64 * 16 + 16 * 12 + 12 * 10
+
+
+@pytest.mark.parametrize("solver", [*names("solvers"), None])
+@pytest.mark.parametrize("to", ["sparsity 0.75", "1:4"])
+def test_every_solver_keeps_exact_counts(call, dense, tmp_path, solver, to):
+    words = [] if solver is None else ["--solver", solver]
+    code, _, err = call("prune", dense, "--to", to, *words, "-o", tmp_path / "out")
+    assert code == 0, err
+    card = Artefact.open(tmp_path / "out").card
+    state = load_file(Artefact.open(tmp_path / "out").folder / "weights.safetensors")
+    assert card["kept"] == WEIGHTS // 4
+    assert sum(int((state[name] == 0).sum()) for name in card["counts"]) == WEIGHTS - WEIGHTS // 4
+    layers = {layer["name"]: layer for layer in card["layers"]}
+    if solver is None:
+        assert not layers
+        return
+    assert list(layers) == ["fc1.weight", "fc2.weight", "head.weight"]
+    for name, layer in layers.items():
+        assert [layer["kept"], layer["total"]] == card["counts"][name]
+        assert 0 <= layer["error"] <= layer["zeroed"] * (1 + 1e-6)
+        assert layer["forecast"] is not None and layer["rise"] is not None and name in err
+    assert card["forecast"]["loss_after"] > 0
+
+
+def test_inputs_of_the_dense_network_change_what_later_layers_are_solved_on(call, dense, tmp_path):
+    for inputs in ("sequential", "dense"):
+        words = ["--to", "sparsity 0.9", "--solver", "sparsegpt", "--inputs", inputs, "-o", tmp_path / inputs]
+        assert call("prune", dense, *words)[0] == 0
+    one, two = (
+        load_file(Artefact.open(tmp_path / inputs).folder / "weights.safetensors") for inputs in ("sequential", "dense")
+    )
+    assert torch.equal(one["fc1.weight"], two["fc1.weight"])
+    assert not torch.equal(one["head.weight"], two["head.weight"])
+
+
+@pytest.mark.parametrize("recover", ["batchnorm", "nothing"])
+def test_batchnorm_is_taken_anew_and_told(call, tmp_path, recover):
+    small = ["-s", "data.train=60", "-s", "data.test=40"]
+    net = ["--net", "resnet_cifar", "-s", "model.options={depth=8, width=4}", "--data", "digits"]
+    code, _, err = call("train", *net, "--epochs", "1", *small, "-o", tmp_path / "dense")
+    assert code == 0, err
+    words = ["--to", "sparsity 0.8", "-s", f"recover={recover}", *small, "-o", tmp_path / "out"]
+    code, _, err = call("prune", tmp_path / "dense", *words)
+    assert code == 0, err
+    old, new = (Artefact.open(tmp_path / run) for run in ("dense", "out"))
+    before, after = (load_file(one.folder / "weights.safetensors") for one in (old, new))
+    same = [torch.equal(before[name], after[name]) for name in before if name.endswith("running_mean")]
+    assert same and (all(same) if recover == "nothing" else not any(same))
+    told = new.card.get("recovered")
+    if recover == "nothing":
+        assert told is None
+    else:
+        assert told["after"]["value"] == new.card["readings"]["accuracy"]["value"]
+        assert told["batchnorm layers"] == len(same) and "statistics taken anew" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--solver", "sparsgpt"], "sparsegpt"),
+        (["--solver", "sparsegpt", "--epochs", "1"], "--solver prunes once"),
+        (["--inputs", "dense"], "--inputs has no effect"),
+        (["--solver", "sparsegpt", "--pattern", "unit"], "unit"),
+        (["--solver", "sparsegpt", "--to", "sparsity 1.5"], "1.5"),
+    ],
+)
+def test_mistakes_are_named(call, dense, tmp_path, words, says):
+    code, _, err = call("prune", dense, *words, "-o", tmp_path / "out")
+    assert code == 2 and says.lower() in err.lower() and "Traceback" not in err
+
+
+def test_a_pruned_network_is_refused_and_the_plan_is_shown(call, dense, tmp_path):
+    words = ["--to", "sparsity 0.5", "--solver", "sparsegpt"]
+    code, out, err = call("prune", dense, *words, "--dry-run", "--json")
+    assert code == 0, err
+    assert sum(kept for kept, _ in json.loads(out)["plan"]["counts"].values()) == WEIGHTS // 2
+    assert call("prune", dense, *words, "-o", tmp_path / "once")[0] == 0
+    code, _, err = call("prune", tmp_path / "once", "--to", "sparsity 0.9", "--solver", "obs", "-o", tmp_path / "twice")
+    assert code == 2 and "pruned already" in err
