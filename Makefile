@@ -29,7 +29,7 @@ test: $(READY)
 
 # The same promises on many more cases, and runs killed at many more moments: about half an hour
 test-long: $(READY)
-	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest -n 2 -m long
+	OMP_NUM_THREADS=1 PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest -n 2 -m long
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python scripts/native_checks.py
 
 bench: $(READY)
