@@ -133,6 +133,7 @@ void attention(const AttentionCase& k) {
                     weight.push_back(k.causal && s > t ? 0 : std::exp(score));
                     total += weight.back();
                 }
+                if (total == 0) total = 1;           // no key is open
                 for (int64_t d = 0; d < k.dim_v; ++d) {
                     double out = 0;
                     for (int64_t s = 0; s < k.keys; ++s)
