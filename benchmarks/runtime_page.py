@@ -40,9 +40,11 @@ def about(lines: list[dict]) -> list[str]:
     """The machine, the versions and the load."""
     one = lines[0]["about"]
     loads = [line["about"][when][0] for line in lines for when in ("load before", "load after")]
-    facts = {k: v for k, v in one.items() if k not in ("round trip ns", "load before", "load after")}
-    said = ", ".join(f"{key} {value}" for key, value in facts.items())
-    return [f"Measured with {said}. Load average of the machine between {min(loads):.2f} and {max(loads):.2f}."]
+    versions = ", ".join(f"{name} {version}" for name, version in one["versions"].items())
+    return [
+        f"{one['cpu']}, {one['cores']} cores, {one['threads']} threads, {one['rounds']} rounds of {one['seconds']} s;",
+        f"{versions}. Load average of the machine between {min(loads):.2f} and {max(loads):.2f}.",
+    ]
 
 
 def main() -> None:

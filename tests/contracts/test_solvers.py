@@ -8,7 +8,7 @@ import torch
 from secateur.core.errors import DataError, SecateurError
 from secateur.core.reading import Paper
 from secateur.core.sockets import Solver, find, names
-from secateur.solvers import solve
+from secateur.solvers._layer import solve
 from secateur.testing.solvers_contract import ContractError, check_solver
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from secateur.core.errors import BudgetError, ModelError
-from secateur.core.select import check_scores, threshold, top_counts, top_mask
+from secateur.core.select import check_scores, spread, threshold, top_counts, top_mask
 
 FEW = [0.0, -0.0, 1.0, -1.0, 0.5, -0.5, 2.0, math.inf, -math.inf, 1e-40, -1e-40, 3.0000002]
 TYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
@@ -136,3 +136,11 @@ def test_nan_scores_are_refused_with_tensor_count_and_cure():
     with pytest.raises(ModelError, match=r"2 of 3 scores of `body.weight` are NaN.*secateur doctor.*--skip"):
         check_scores(scores)
     check_scores({"fine": torch.tensor([math.inf, -math.inf])})
+
+
+def test_a_unit_s_score_is_the_mean_of_its_weights():
+    """Pruned weights score 0 and the others share evenly; a unit with nothing kept scores 0."""
+    kept = torch.tensor([[[True, True], [True, True]], [[True, False], [False, True]], [[False] * 2] * 2])
+    scores = spread(torch.tensor([3.0, 5.0, 7.0]), kept)
+    assert torch.equal(scores.flatten(1).mean(1), torch.tensor([3.0, 5.0, 0.0]))
+    assert torch.equal(scores[1], torch.tensor([[10.0, 0.0], [0.0, 10.0]])) and not scores[2].any()

@@ -52,3 +52,10 @@ def test_functions_are_timed_in_milliseconds() -> None:
 def test_no_rounds_are_refused() -> None:
     with pytest.raises(UsageError, match="rounds is 0"):
         race({"a": lambda: np.zeros(2)}, rounds=0)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_network_whose_own_result_is_not_finite_is_not_raced(value: float) -> None:
+    """The cure is at the network, not at the rival that computes the same."""
+    with pytest.raises(ModelError, match=r"own result \(torch\) holds NaN or infinity.*doctor"):
+        race({"torch": Scripted([], value), "secateur": Scripted([], value)}, rounds=1)

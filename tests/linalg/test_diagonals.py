@@ -6,7 +6,8 @@ import torch
 from secateur.core.errors import UsageError
 from secateur.core.masks import Masks
 from secateur.linalg.diagonals import exact_diagonal, fisher_diagonal, hutchinson
-from secateur.linalg.products import Operator, Symmetric
+from secateur.linalg.flat import Symmetric
+from secateur.linalg.products import Operator
 from secateur.testing import CASES
 from secateur.testing.quadratics import dense, diagonal
 

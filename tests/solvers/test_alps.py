@@ -6,7 +6,7 @@ import torch
 from secateur.core.errors import DataError, UsageError
 from secateur.core.patterns import NM, Unstructured
 from secateur.core.streams import stream
-from secateur.solvers import Layer, largest, refit
+from secateur.solvers._layer import Layer, largest, refit
 from secateur.solvers.alps import Alps
 from secateur.solvers.exact_obs import ExactObs
 from secateur.solvers.sparsegpt import SparseGpt

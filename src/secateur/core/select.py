@@ -136,3 +136,16 @@ def check_scores(scores: Named) -> None:
                 f"{bad:,} of {score.numel():,} scores of `{name}` are NaN: its weights or the gradients there are not "
                 "finite. Run `secateur doctor` on the network, or leave the tensor out with `--skip`."
             )
+
+
+def spread(units: Tensor, kept: Tensor) -> Tensor:
+    """The score of each unit on its weights, shared evenly by those that count, so that their mean is that score.
+
+    Patterns of whole units add scores up and allocations compare them by the weight: the mean is what they rank.
+
+    Args:
+        units: one score for each row of the first dimension.
+        kept: boolean, the shape of the weights; the others score 0.
+    """
+    share = kept.reshape(len(kept), -1).to(units.dtype)
+    return (share * (units / share.mean(1).clamp(min=1e-30))[:, None]).reshape(kept.shape)

@@ -135,7 +135,7 @@ class Task:
             total += n
             if not slope.requires_grad:
                 continue
-            _check_twice(slope)
+            check_twice(slope)
             try:
                 curved = torch.autograd.grad(slope, list(points.values()), materialize_grads=True)
             except RuntimeError as error:
@@ -193,7 +193,7 @@ class Task:
             )
 
 
-def _check_twice(slope: Tensor) -> None:
+def check_twice(slope: Tensor) -> None:
     """Refuse a gradient that passed through a function which can be differentiated only once.
 
     Torch leaves such a function's node out of the way to the weights, so its part would silently count as zero.

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from secateur.core.errors import ModelError
@@ -14,6 +14,7 @@ from secateur.core.masks import Masks
 from secateur.core.names import Named, owners, unwrap
 from secateur.core.prunable import check_finite
 from secateur.core.reading import Paper
+from secateur.core.select import spread
 from secateur.core.sockets import Criterion
 from secateur.core.task import Task
 
@@ -76,7 +77,7 @@ class BnScale(Criterion):
             units = wide.reshape(len(w), -1).norm(dim=1)
             if found:
                 units = torch.stack([scale.to(units).abs() for scale in scales]).amax(0)
-            scores[name] = _spread(units, kept)
+            scores[name] = spread(units, kept)
         return scores
 
 
@@ -117,9 +118,3 @@ def _by_order(modules: list[nn.Module]) -> dict[nn.Module, _BatchNorm]:
                 pairs[fits[-1]] = module
                 waiting.remove(fits[-1])
     return pairs
-
-
-def _spread(units: Tensor, kept: Tensor) -> Tensor:
-    """The score of each unit on its weights, shared evenly by the kept ones, so that their mean is that score."""
-    share = kept.reshape(len(kept), -1).to(units.dtype)
-    return (share * (units / share.mean(1).clamp(min=1e-30))[:, None]).reshape(kept.shape)

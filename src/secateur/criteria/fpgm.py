@@ -11,6 +11,7 @@ from secateur.core.masks import Masks
 from secateur.core.names import Named, owners
 from secateur.core.prunable import check_finite
 from secateur.core.reading import Paper
+from secateur.core.select import spread
 from secateur.core.sockets import Criterion
 from secateur.core.task import Task
 
@@ -63,7 +64,7 @@ class Fpgm(Criterion):
             for start in range(0, len(w), size):
                 here = alive[start : start + size].nonzero()[:, 0] + start
                 units[here] = _distances(rows[here])
-            scores[name] = _spread(units, kept)
+            scores[name] = spread(units, kept)
         return scores
 
 
@@ -73,9 +74,3 @@ def _distances(rows: Tensor) -> Tensor:
         return rows.sum(1)
     parts = rows.split(max(1, _DISTANCES // len(rows)))
     return torch.cat([torch.cdist(p, rows, compute_mode="donot_use_mm_for_euclid_dist").sum(1) for p in parts])
-
-
-def _spread(units: Tensor, kept: Tensor) -> Tensor:
-    """The score of each unit on its weights, shared evenly by the kept ones, so that their mean is that score."""
-    share = kept.reshape(len(kept), -1).to(units.dtype)
-    return (share * (units / share.mean(1).clamp(min=1e-30))[:, None]).reshape(kept.shape)

@@ -17,7 +17,8 @@ from secateur.core.sockets import Criterion
 from secateur.core.streams import stream
 from secateur.core.task import Task, check_loss, frozen
 from secateur.linalg.diagonals import exact_diagonal, hutchinson
-from secateur.linalg.products import Flat, Operator
+from secateur.linalg.flat import Flat
+from secateur.linalg.products import Operator
 
 Diagonal = Literal["auto", "recursion", "hutchinson", "exact"]
 Curvature = Literal["ggn", "hessian"]

@@ -15,7 +15,8 @@ from secateur.core.prunable import check_finite
 from secateur.core.reading import Paper
 from secateur.core.sockets import Criterion
 from secateur.core.task import Task, call, check_loss, frozen
-from secateur.linalg.products import Flat, per_example_gradients
+from secateur.linalg.flat import Flat
+from secateur.linalg.products import per_example_gradients
 
 
 @dataclass(frozen=True)

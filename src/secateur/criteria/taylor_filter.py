@@ -13,6 +13,7 @@ from secateur.core.masks import Masks
 from secateur.core.names import Named, owners
 from secateur.core.prunable import check_finite
 from secateur.core.reading import Paper
+from secateur.core.select import spread
 from secateur.core.sockets import Criterion
 from secateur.core.task import Task, check_loss
 from secateur.linalg.products import per_example_gradients
@@ -78,7 +79,7 @@ class TaylorFilter(Criterion):
             if not bool(unit.isfinite().all()):
                 raise DataError(f"slopes of the loss at `{name}` are NaN or infinite; check data and network.")
             norm = unit.norm() if self.normalize else unit.new_tensor(total)
-            scores[name] = _spread(unit / torch.where(norm > 0, norm, 1), live[name] & masks[name].to(unit.device))
+            scores[name] = spread(unit / torch.where(norm > 0, norm, 1), live[name] & masks[name].to(unit.device))
         return scores
 
 
@@ -153,12 +154,6 @@ def _bias(name: str) -> str:
     """The name of the bias of the same units: ``cell.bias_ih_l0`` for ``cell.weight_ih_l0``."""
     head, dot, leaf = name.rpartition(".")
     return f"{head}{dot}{leaf.replace('weight', 'bias')}"
-
-
-def _spread(units: Tensor, kept: Tensor) -> Tensor:
-    """The score of each unit on its weights, shared evenly by those that count, whose mean is that score."""
-    share = kept.reshape(len(kept), -1).to(units.dtype)
-    return (share * (units / share.mean(1).clamp(min=1e-30))[:, None]).reshape(kept.shape)
 
 
 def _wide(t: Tensor) -> Tensor:

@@ -13,9 +13,10 @@ from secateur.core.prunable import check_finite
 from secateur.core.reading import Paper
 from secateur.core.sockets import Criterion
 from secateur.core.task import Task
+from secateur.linalg.flat import Flat
 from secateur.linalg.inverses import MFac, fisher_inverse
 from secateur.linalg.memory import check, estimate
-from secateur.linalg.products import Flat, per_example_gradients
+from secateur.linalg.products import per_example_gradients
 
 
 @dataclass(frozen=True)

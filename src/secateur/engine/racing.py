@@ -131,7 +131,12 @@ def round_trip() -> float:
 
 
 def _compare(results: Mapping[str, np.ndarray]) -> dict[str, float]:
-    first, *_ = results.values()
+    (name, first), *_ = results.items()
+    if not np.isfinite(first).all():
+        raise ModelError(
+            f"the network's own result ({name}) holds NaN or infinity, so nothing can be compared with it. Look at its "
+            "weights (`secateur doctor FILE`) and at the inputs."
+        )
     scale = float(np.abs(first).max()) if first.size else 1.0
     error = {}
     for name, found in results.items():

@@ -9,7 +9,8 @@ from secateur.core.errors import UsageError
 from secateur.core.masks import Masks
 from secateur.core.names import Named
 from secateur.core.task import Task
-from secateur.linalg.products import Flat, Symmetric, per_example_gradients
+from secateur.linalg.flat import Flat, Symmetric
+from secateur.linalg.products import per_example_gradients
 
 _COLUMNS = 16
 

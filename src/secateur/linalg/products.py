@@ -8,20 +8,20 @@ outputs and the Hessian ``R`` of the loss in them, which is never negative for a
 from __future__ import annotations
 
 import contextlib
-import functools
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal, Protocol, get_args, runtime_checkable
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.func import grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from secateur.core.errors import DataError, ModelError, UsageError, nearest
+from secateur.core.errors import DataError, ModelError, UsageError
 from secateur.core.masks import Masks
 from secateur.core.names import Named
-from secateur.core.task import Batch, Task, _check_twice, call, check_loss, device_of, frozen
+from secateur.core.task import Batch, Task, call, check_loss, check_twice, device_of, frozen
+from secateur.linalg.flat import Flat
 from secateur.linalg.memory import check, estimate
 
 Kind = Literal["hessian", "ggn", "fisher"]
@@ -29,93 +29,6 @@ Kind = Literal["hessian", "ggn", "fisher"]
 _ROWS = 1 << 28  # bytes of the gradients of examples that are held at once
 
 _Product = Callable[[Sequence[Tensor]], Sequence[Tensor]]
-
-
-@runtime_checkable
-class Symmetric(Protocol):
-    """What the other files ask of an operator: a symmetric matrix known by its products."""
-
-    @property
-    def size(self) -> int:
-        """Rows and columns."""
-        ...
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Type of the products."""
-        ...
-
-    @property
-    def device(self) -> torch.device:
-        """Where the products are."""
-        ...
-
-    def __matmul__(self, v: Tensor) -> Tensor:
-        """The product with a vector ``(size,)`` or with columns ``(size, k)``."""
-        ...
-
-
-class Flat:
-    """The kept entries of the tensors in ``masks`` as one vector, in the order of the masks.
-
-    Args:
-        task: the network the masks belong to.
-        masks: True = kept.
-
-    Raises:
-        MaskError: when ``masks`` belong to another network.
-        UsageError: when nothing is kept.
-    """
-
-    def __init__(self, task: Task, masks: Masks) -> None:
-        weights = masks.match(task.model)
-        self.masks = masks
-        self.device = device_of(task.model)
-        wide = [torch.promote_types(p.dtype, torch.float32) for p in weights.values()]
-        self.dtype: torch.dtype = functools.reduce(torch.promote_types, wide, torch.float32)
-        places = {name: mask.reshape(-1).nonzero()[:, 0] for name, mask in masks.items()}
-        self.counts = [len(index) for index in places.values()]
-        # a tensor that is kept whole needs no list of its entries
-        self._places = {n: None if len(i) == masks[n].numel() else i.to(self.device) for n, i in places.items()}
-        self.size = sum(self.counts)
-        if not self.size:
-            raise UsageError("the masks keep no weight, so there is no curvature to look at; keep at least one.")
-
-    def flatten(self, named: Mapping[str, Tensor]) -> Tensor:
-        """The kept entries, shape ``(size,)``, float32 or wider.
-
-        Raises:
-            UsageError: when a tensor is missing or has another shape.
-        """
-        for name, mask in self.masks.items():
-            if name not in named:
-                raise UsageError(f"there is no value for `{name}`. {nearest(name, named)}")
-            if named[name].shape != mask.shape:
-                raise UsageError(f"`{name}` has shape {tuple(mask.shape)}, its value {tuple(named[name].shape)}.")
-        return self.rows([named[name].detach()[None] for name in self.masks])[0]
-
-    def rows(self, tensors: Sequence[Tensor], dtype: torch.dtype | None = None) -> Tensor:
-        """Tensors with one leading dimension more, in the order of the masks, as rows ``(n, size)``."""
-        flat = []
-        for place, tensor in zip(self._places.values(), tensors, strict=True):
-            row = tensor.reshape(len(tensor), -1).to(self.device, dtype or self.dtype)
-            flat.append(row if place is None else row[:, place])
-        return torch.cat(flat, 1)
-
-    def unflatten(self, flat: Tensor) -> Named:
-        """The vector as tensors, zeros where pruned.
-
-        Raises:
-            UsageError: for another shape than ``(size,)``.
-        """
-        if flat.shape != (self.size,):
-            raise UsageError(f"a vector of shape ({self.size},) is needed here, not {tuple(flat.shape)}.")
-        named: Named = {}
-        for (name, place), part in zip(self._places.items(), flat.split(self.counts), strict=True):
-            mask = self.masks[name]
-            whole = part if place is None else part.new_zeros(mask.numel()).index_copy_(0, place, part)
-            named[name] = whole.reshape(mask.shape).clone()
-        return named
 
 
 class Operator(Flat):
@@ -378,7 +291,7 @@ def _hessian(task: Task, points: Named, batch: Batch) -> _Product | None:
     bent = [slope for slope in slopes if slope.requires_grad]
     if not bent:
         return None
-    _check_twice(torch.stack([slope.sum() for slope in bent]).sum())
+    check_twice(torch.stack([slope.sum() for slope in bent]).sum())
     return lambda direction: _slopes(slopes, at, direction)
 
 
@@ -398,7 +311,7 @@ def _ggn(task: Task, points: Named, batch: Batch) -> _Product | None:
         return None
     probe = torch.zeros_like(output, requires_grad=True)
     pulled = _slopes([output], at, [probe], more=True)  # Jᵀ probe; its slope in the probe along v is J v
-    _check_twice(torch.stack([outer.sum(), *(p.sum() for p in pulled)]).sum())
+    check_twice(torch.stack([outer.sum(), *(p.sum() for p in pulled)]).sum())
 
     def product(direction: Sequence[Tensor]) -> Sequence[Tensor]:
         pushed = _slopes(pulled, [probe], direction)

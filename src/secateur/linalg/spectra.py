@@ -6,8 +6,8 @@ import torch
 from torch import Generator, Tensor
 
 from secateur.core.errors import ModelError, UsageError
+from secateur.linalg.flat import Symmetric
 from secateur.linalg.memory import check, estimate
-from secateur.linalg.products import Symmetric
 
 
 def lanczos(op: Symmetric, steps: int, generator: Generator) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ from torch import Tensor
 from secateur.core.errors import DataError, UsageError
 from secateur.core.reading import Paper
 from secateur.core.sockets import Solver
-from secateur.solvers import Layer, check_damping, errors, largest, solve
+from secateur.solvers._layer import Layer, check_damping, errors, largest, solve
 
 _LEAST, _MOST = 1e-8, 1e6
 

@@ -10,7 +10,7 @@ from secateur.core.patterns import NM, Pattern
 from secateur.core.reading import Paper
 from secateur.core.select import top_mask
 from secateur.core.sockets import Solver
-from secateur.solvers import WORK, Layer, check_damping, factor, refit, solve
+from secateur.solvers._layer import WORK, Layer, check_damping, factor, refit, solve
 
 _PANEL = 64
 
@@ -86,7 +86,7 @@ def _trace(w: Tensor, inverse: Tensor, diagonal: Tensor, steps: int, pattern: Pa
     place = torch.arange(width, device=w.device).expand(rows, width)
     w, inverses = w.clone(), inverse.expand(rows, width, width)
     floor = (1 / diagonal).expand(rows, width)  # no entry of the inverse's diagonal can be less
-    quota = _quota(w, pattern)
+    quota, size = _quota(w, pattern), pattern.m if isinstance(pattern, NM) else 1
     order, rises = [], []
     while len(order) < steps:
         panel = w.new_empty(rows, min(_PANEL, steps - len(order)), w.shape[1])
@@ -95,7 +95,7 @@ def _trace(w: Tensor, inverse: Tensor, diagonal: Tensor, steps: int, pattern: Pa
             torch.maximum(left, floor, out=left)
             rise = w.square().div_(left)
             if quota is not None:
-                rise.masked_fill_(quota.gather(1, place // pattern.m) == 0, torch.inf)  # type: ignore[attr-defined]
+                rise.masked_fill_(quota.gather(1, place // size) == 0, torch.inf)
             q = rise.argmin(1, keepdim=True)
             order.append(place.gather(1, q))
             rises.append(rise.gather(1, q))
@@ -109,7 +109,7 @@ def _trace(w: Tensor, inverse: Tensor, diagonal: Tensor, steps: int, pattern: Pa
             left.addcmul_(panel[:, k], panel[:, k], value=-1)
             w.scatter_(1, q, torch.inf)  # marks what has gone: its rise is infinite from now on
             if quota is not None:
-                quota.scatter_add_(1, order[-1] // pattern.m, torch.full_like(q, -1))  # type: ignore[attr-defined]
+                quota.scatter_add_(1, order[-1] // size, torch.full_like(q, -1))
         stay = w.isfinite().nonzero()[:, 1].view(rows, -1)
         inverses = _shed(inverses, panel, stay)
         w, place, floor = (entry.gather(1, stay) for entry in (w, place, floor))

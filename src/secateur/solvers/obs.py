@@ -10,7 +10,7 @@ from secateur.core.errors import DataError, UsageError
 from secateur.core.patterns import NM
 from secateur.core.reading import Paper
 from secateur.core.sockets import Solver
-from secateur.solvers import Layer, check_damping, factor, solve
+from secateur.solvers._layer import Layer, check_damping, factor, solve
 
 _LIMIT = 1 << 30
 

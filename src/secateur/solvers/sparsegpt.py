@@ -11,7 +11,7 @@ from secateur.core.patterns import NM
 from secateur.core.reading import Paper
 from secateur.core.select import top_mask
 from secateur.core.sockets import Solver
-from secateur.solvers import Layer, check_damping, factor, solve
+from secateur.solvers._layer import Layer, check_damping, factor, solve
 
 
 @dataclass(frozen=True)
