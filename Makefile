@@ -49,6 +49,7 @@ lint: $(READY)
 
 docs: $(READY)
 	$(BIN)/python scripts/methods_page.py
+	$(BIN)/python scripts/claims_page.py
 
 clean:
 	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .ruff_cache

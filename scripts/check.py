@@ -11,11 +11,12 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 LINT = [
-    ["ruff", "check", "src", "tests", "benchmarks", "scripts"],
-    ["ruff", "format", "--check", "src", "tests", "benchmarks", "scripts"],
+    ["ruff", "check", "src", "tests", "benchmarks", "scripts", "claims"],
+    ["ruff", "format", "--check", "src", "tests", "benchmarks", "scripts", "claims"],
     ["lint-imports"],
     ["pyright"],
     [sys.executable, "scripts/methods_page.py", "--check"],
+    [sys.executable, "scripts/claims_page.py", "--check"],
 ]
 TESTS = [
     [sys.executable, "-m", "pytest", "-n", "2", "-m", "not long"],

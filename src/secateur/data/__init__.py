@@ -159,7 +159,11 @@ def _check_options(name: str, options: dict[str, Any], known: Iterable[str]) -> 
 
 
 def _check_value(name: str, option: str, value: Any, annotation: str) -> None:
-    """Refuse a value that is not of the option's type: ``int``, ``float`` or ``int | None``."""
+    """Refuse a value that is not of the option's type: ``int``, ``float``, ``bool`` or ``int | None``."""
+    if annotation == "bool":
+        if isinstance(value, bool):
+            return
+        raise UsageError(f"the option {option}={value!r} of the data set {name!r} must be true or false.")
     allowed = (int, float) if "float" in annotation else int
     if isinstance(value, allowed) and not isinstance(value, bool) or value is None and "None" in annotation:
         return

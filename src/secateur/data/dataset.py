@@ -14,7 +14,7 @@ from torch import Tensor
 from secateur.core.errors import DataError, UsageError, nearest
 from secateur.core.streams import stream
 
-Kind = Literal["image", "features", "text"]
+Kind = Literal["image", "features", "text", "tokens"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,8 +66,8 @@ class Dataset:
         test: examples to report on.
         classes: names of the classes; for text, the vocabulary.
         kind: ``"image"`` (uint8 ``(N, C, H, W)``, or floating and already scaled), ``"features"`` (floating,
-            ``(N, D)`` or more dimensions) or ``"text"`` (int64 tokens ``(N, T)``, ``y`` the next tokens).
-            Labels are int64 ``(N,)``.
+            ``(N, D)`` or more dimensions), ``"text"`` (int64 tokens ``(N, T)``, ``y`` the next tokens) or
+            ``"tokens"`` (int64 ``(N, T)`` with one label each). Labels are int64 ``(N,)``.
         mean: mean of each channel of the training images in [0, 1], or None.
         std: standard deviation of each channel, or None.
         validation: examples held out of ``train``, or None.
@@ -224,11 +224,12 @@ def _check(where: str, split: Split, kind: Kind, outputs: int) -> None:
         "image": (x.dtype == torch.uint8 or x.is_floating_point()) and x.dim() == 4,
         "features": x.is_floating_point() and x.dim() >= 2,
         "text": x.dtype == torch.int64 and x.dim() == 2,
+        "tokens": x.dtype == torch.int64 and x.dim() == 2,
     }
-    wanted = {"image": "uint8 (N, C, H, W)", "features": "floating (N, D)", "text": "int64 (N, T)"}
+    wanted = {"image": "uint8 (N, C, H, W)", "features": "floating (N, D)"}.get(kind, "int64 (N, T)")
     if not fits[kind]:
         raise DataError(
-            f"{where}: inputs of kind {kind!r} must be {wanted[kind]}, these are {x.dtype} {tuple(x.shape)}."
+            f"{where}: inputs of kind {kind!r} must be {wanted}, these are {x.dtype} {tuple(x.shape)}."
         )
     if y.dtype != torch.int64 or (y.shape != x.shape if kind == "text" else y.dim() != 1):
         shape = tuple(x.shape) if kind == "text" else f"({len(x)},)"

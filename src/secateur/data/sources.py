@@ -91,7 +91,7 @@ def _monk_rows(file: Path) -> Split:
     return Split(torch.cat(hot, 1).float(), table[:, 0].clone())
 
 
-def nettalk(where: Where, *, test_words: int | None = None, seed: int = 0) -> Dataset:
+def nettalk(where: Where, *, test_words: int | None = None, tokens: bool = False, seed: int = 0) -> Dataset:
     """Reading English aloud (Sejnowski and Rosenberg 1987): a letter among its neighbours to its sound.
 
     An example is one letter of a word in a window of 7 letters: 7 times 29 = 203 one-hot inputs (26
@@ -108,6 +108,7 @@ def nettalk(where: Where, *, test_words: int | None = None, seed: int = 0) -> Da
     Args:
         where: where to look for ``nettalk/nettalk.data`` and ``nettalk/nettalk.list``.
         test_words: use that many random entries (``stream(seed, "nettalk")``) for the test instead of all.
+        tokens: give the 7 letters as numbers 0..26 (26 is the boundary) instead of one-hot inputs.
         seed: seed of that choice.
 
     Raises:
@@ -133,7 +134,9 @@ def nettalk(where: Where, *, test_words: int | None = None, seed: int = 0) -> Da
         test = [test[i] for i in torch.randperm(len(test), generator=stream(seed, "nettalk"))[:test_words]]
     classes = sorted({a + b for _, sounds, stress in entries for a, b in zip(sounds, stress, strict=True)})
     note = f"{len({e[0] for e in train})} of {len(common)} common words are in the dictionary."
-    return Dataset("nettalk", _windows(train, classes), _windows(test, classes), tuple(classes), "features", note=note)
+    kind = "tokens" if tokens else "features"
+    parts = [_windows(part, classes, tokens) for part in (train, test)]
+    return Dataset("nettalk", *parts, tuple(classes), kind, note=note)
 
 
 def _nettalk_entries(file: Path) -> list[tuple[str, str, str]]:
@@ -152,14 +155,14 @@ def _nettalk_entries(file: Path) -> list[tuple[str, str, str]]:
     return entries
 
 
-def _windows(entries: Sequence[tuple[str, str, str]], classes: Sequence[str]) -> Split:
+def _windows(entries: Sequence[tuple[str, str, str]], classes: Sequence[str], tokens: bool) -> Split:
     gap = "_" * (WINDOW // 2)
     text = gap + gap.join(word for word, _, _ in entries) + gap
     codes = np.array([LETTERS.find(letter) for letter in text])
     codes[codes < 0] = len(LETTERS)
     places = np.lib.stride_tricks.sliding_window_view(codes, WINDOW)
     places = torch.from_numpy(places[places[:, WINDOW // 2] < len(LETTERS)])
-    x = torch.zeros(*places.shape, SYMBOLS).scatter_(2, places[:, :, None], 1.0).flatten(1)
+    x = places if tokens else torch.zeros(*places.shape, SYMBOLS).scatter_(2, places[:, :, None], 1.0).flatten(1)
     number = {name: i for i, name in enumerate(classes)}
     return Split(
         x, torch.tensor([number[a + b] for _, sounds, stress in entries for a, b in zip(sounds, stress, strict=True)])

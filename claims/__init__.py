@@ -1,0 +1,1 @@
+"""The papers' claims as commands: one file a claim, ``python -m claims.NAME``; recorded figures in ``results``."""
