@@ -81,7 +81,7 @@ class Operator(Flat):
         Raises:
             UsageError: when it does not fit into memory.
 
-        Cost: one product with ``size`` columns.
+        Cost: one product with ``size`` columns; for ``fisher`` the gradients of the examples and their products.
         """
         check(
             3 * estimate((self.size, self.size), self.dtype),
@@ -89,8 +89,17 @@ class Operator(Flat):
             "work with products (`op @ v`), or on one tensor at a time",
             self.device,
         )
+        if self.kind == "fisher":
+            return self._sum_of_outer_products()
         matrix = self @ torch.eye(self.size, dtype=self.dtype, device=self.device)
         return (matrix + matrix.T) / 2
+
+    def _sum_of_outer_products(self) -> Tensor:
+        total, count = torch.zeros(self.size, self.size, dtype=self.dtype, device=self.device), 0
+        for rows in per_example_gradients(self.task, self.masks, self.dtype):
+            total.addmm_(rows.T, rows)
+            count += len(rows)
+        return total.div_(count)
 
     def _outer(self, columns: Tensor) -> Tensor:
         total, count = torch.zeros_like(columns), 0
