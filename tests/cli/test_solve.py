@@ -89,3 +89,41 @@ def test_a_pruned_network_is_refused_and_the_plan_is_shown(call, dense, tmp_path
     assert call("prune", dense, *words, "-o", tmp_path / "once")[0] == 0
     code, _, err = call("prune", tmp_path / "once", "--to", "sparsity 0.9", "--solver", "obs", "-o", tmp_path / "twice")
     assert code == 2 and "pruned already" in err
+
+
+@pytest.mark.parametrize("solver", names("solvers"))
+@pytest.mark.parametrize("curvature", ["fisher", "ggn"])
+def test_the_whole_network_as_one_vector(call, dense, tmp_path, solver, curvature):
+    """Exact counts over all tensors together; zeros stay when the result is pruned again."""
+    words = ["--solver", solver, "--curvature", curvature, "-s", "examples=64", "--only", "fc2*", "--only", "head*"]
+    code, _, err = call("prune", dense, "--to", "keep 100", *words, "-s", "rounds=2", "-o", tmp_path / "one")
+    assert code == 0, err
+    code, _, err = call("prune", tmp_path / "one", "--to", "keep 40", *words, "-o", tmp_path / "two")
+    assert code == 0, err
+    for run, kept in (("one", 100), ("two", 40)):
+        folder = Artefact.open(tmp_path / run)
+        state = load_file(folder.folder / "weights.safetensors")
+        masks = folder.masks()
+        assert folder.card["kept"] == kept == sum(int(mask.sum()) for mask in masks.values())
+        assert all(bool((state[name][~mask] == 0).all()) for name, mask in masks.items())
+        assert [entry["kept"] for entry in folder.card["rounds"]][-1] == kept
+        assert folder.card["forecast"]["rise_measured"] == pytest.approx(
+            sum(entry["rise"] for entry in folder.card["rounds"]), rel=1e-3, abs=1e-5
+        )
+    before, after = (Artefact.open(tmp_path / run).masks() for run in ("one", "two"))
+    assert not any(bool((after[name] & ~before[name]).any()) for name in after)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--curvature", "fisher"], "--curvature has no effect without a solver"),
+        (["--solver", "obs", "--curvature", "fisher", "--to", "2:4"], "takes single weights"),
+        (["--solver", "obs", "-s", "rounds=3"], "rounds is 3, but layers are solved once"),
+        (["--solver", "obs", "--curvature", "fisher", "-s", "rounds=0"], "rounds is 0"),
+        (["-s", "rounds=2"], "curvature and rounds are for solvers"),
+    ],
+)
+def test_choices_that_do_not_go_together(call, dense, tmp_path, words, says):
+    code, _, err = call("prune", dense, *words, "-o", tmp_path / "out")
+    assert code == 2 and says in err

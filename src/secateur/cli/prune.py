@@ -25,9 +25,13 @@ def run(request: argparse.Namespace) -> int:
         raise UsageError("--solver prunes once, and --epochs step by step; leave one of the two out.")
     if request.inputs and not request.solver:
         raise UsageError("--inputs has no effect without a solver; add `--solver sparsegpt`, or leave it out.")
+    if request.curvature and not request.solver:
+        raise UsageError("--curvature has no effect without a solver; add `--solver exact_obs`, or leave it out.")
     if request.to is not None:
         parse_target(request.to)
-    given = {key: getattr(request, key) for key in ("criterion", "allocation", "pattern", "solver", "inputs")}
+    given = {
+        key: getattr(request, key) for key in ("criterion", "allocation", "pattern", "solver", "inputs", "curvature")
+    }
     choices = {key: value for key, value in given.items() if value is not None}
     step: dict[str, Any] = {key: value for key in ("only", "skip") if (value := getattr(request, key))}
     if request.epochs:

@@ -70,6 +70,8 @@ def _prune(p: argparse.ArgumentParser) -> None:
                    help="choose layer by layer and move the weights that stay: sparsegpt, exact_obs, ...")  # fmt: skip
     p.add_argument("--inputs", choices=("sequential", "dense"), default=None,
                    help="a solver's layers see the network pruned so far (default), or the dense one")  # fmt: skip
+    p.add_argument("--curvature", choices=("layers", "ggn", "fisher", "hessian"), default=None,
+                   help="a solver goes by each layer's outputs (default), or by the loss over all weights")  # fmt: skip
     p.add_argument(
         "--epochs", type=int, default=0, metavar="N", help="prune step by step while training (default: once)"
     )

@@ -1,8 +1,8 @@
 """Runs recipes: the only place that changes networks and writes folders."""
 
-from secateur.engine.api import load, save, train
+from secateur.engine.api import load, prune, save, train
 from secateur.engine.compiling import compile
-from secateur.engine.cutting import Cut, Forecast, Plan, plan, prune
+from secateur.engine.cutting import Cut, Forecast, Plan, plan
 from secateur.engine.folder import Artefact
 from secateur.engine.recipe import Recipe, TrainStep
 from secateur.engine.runner import Runner

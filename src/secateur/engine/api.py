@@ -1,27 +1,35 @@
-"""The Python verbs for a user's own network and data: train, save, load."""
+"""The Python verbs for a user's own network and data: train, prune, save, load."""
 
 from __future__ import annotations
 
 import copy
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
+from torch.optim import Optimizer
 
+from secateur.core.budget import Target
 from secateur.core.errors import DataError, UsageError
 from secateur.core.losses import CrossEntropy
 from secateur.core.masks import Masks
 from secateur.core.names import unwrap
 from secateur.core.prunable import coverage
-from secateur.core.sockets import Rule
+from secateur.core.sockets import Rule, Solver
 from secateur.core.task import Batch, Task
 from secateur.engine.binding import bind
+from secateur.engine.compensating import Inputs
+from secateur.engine.cutting import Cut, Plan
+from secateur.engine.cutting import prune as carry_out
 from secateur.engine.folder import Artefact, load_state, structure_of
 from secateur.engine.folder import save as save_folder
 from secateur.engine.loop import Training, needs_teacher
 from secateur.engine.recipe import TrainStep
+from secateur.engine.solving import solve
+from secateur.engine.surgeon import Curvature
 
 
 class Batches:
@@ -116,6 +124,49 @@ def train(
         loss=loss, say=lambda text: warnings.warn(text, stacklevel=6),
     )  # fmt: skip
     return training.fit()
+
+
+def prune(
+    task: Task,
+    plan_or_to: Plan | str | Target | None = None,
+    *,
+    solver: Solver | None = None,
+    inputs: Inputs = "sequential",
+    curvature: Curvature = "layers",
+    rounds: int = 1,
+    optimizer: Optimizer | None = None,
+    also: Sequence[nn.Module] = (),
+    **options: Any,
+) -> Cut:
+    """Prune the task's network in place: pruned weights become zero and stay zero in training.
+
+    Args:
+        task: network, loss (mean over examples) and data for scores, layers and forecast.
+        plan_or_to: a plan, or the target of one (see :func:`plan` for the default). With a solver a plan says only how
+            many weights go.
+        solver: chooses which weights go and moves the others to make up for them; without one none moves.
+        inputs: what a solver's layers are given: the inputs from the network pruned so far (``"sequential"``), or from
+            the ``"dense"`` one.
+        curvature: what a solver goes by: each layer's outputs (``"layers"``), or the loss over all weights as one
+            vector (``"ggn"``, ``"fisher"``, ``"hessian"``).
+        rounds: how often the curvature of the whole network is taken anew.
+        optimizer: the optimizer that will go on training; its state is cleared where weights go, and hooks keep
+            the zeros.
+        also: averaged copies (EMA) to prune along; not with a solver, which moves weights.
+        **options: as for :func:`plan`, when a target is given.
+
+    Raises:
+        SecateurError: as :func:`plan`; nothing was changed then.
+    """
+    if solver is None:
+        if inputs != "sequential" or curvature != "layers" or rounds != 1:
+            raise UsageError("inputs, curvature and rounds are for solvers; pass solver=..., or leave them out.")
+        return carry_out(task, plan_or_to, optimizer=optimizer, also=also, **options)
+    if also:
+        raise UsageError("a solver moves weights, so averaged copies cannot follow; begin a new average afterwards.")
+    solved = solve(task, solver, plan_or_to, inputs=inputs, curvature=curvature, rounds=rounds, **options)
+    done = carry_out(task, replace(solved.plan, forecast=None), optimizer=optimizer)
+    return replace(done, plan=solved.plan, layers=solved.layers, rounds=solved.rounds)
 
 
 def save(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -11,45 +11,20 @@ from torch import Tensor, nn
 
 from secateur.core.errors import ModelError, UsageError
 from secateur.core.masks import Masks
-from secateur.core.names import Named, owners
+from secateur.core.names import owners
 from secateur.core.patterns import NM, Pattern
 from secateur.core.prunable import coverage
 from secateur.core.sockets import Solver, blame
 from secateur.core.task import Task
+from secateur.engine.cautions import Seen, check_ranks, check_slope, seen
 from secateur.engine.cutting import Forecast, Plan, aim, plan
+from secateur.engine.layer_records import LayerCut, Rises
 from secateur.linalg.grams import Gram, grams
 
 Inputs = Literal["sequential", "dense"]
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-FEW = 256
 NOT_A_LAYER = "only linear and convolution layers have inputs to solve with"
-
-
-@dataclass(frozen=True)
-class LayerCut:
-    """What a solver did to one layer.
-
-    Args:
-        name: the tensor.
-        kept: weights kept.
-        total: weights of the layer.
-        error: mean squared change of the layer's output, over its mean square; on the inputs the solver was given.
-        zeroed: the same when the weights that went are set to zero and no other moves.
-        forecast: the expected rise of the loss from this layer, first and second order together; None unknown.
-        rise: the measured one, the layers before it being pruned already; None when it was not measured.
-    """
-
-    name: str
-    kept: int
-    total: int
-    error: float
-    zeroed: float
-    forecast: float | None = None
-    rise: float | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
+NOT_CALLED = "its layer is never called as a module (the weight is used in another way), so its inputs are unknown"
 
 
 def plan_layers(
@@ -61,7 +36,7 @@ def plan_layers(
 
     Raises:
         UsageError: for a network that is pruned already.
-        ModelError: when no tensor belongs to a linear or convolution layer.
+        ModelError: when no tensor belongs to a linear or convolution layer that is called as a module.
         SecateurError: as :func:`secateur.plan`.
     """
     before = options.pop("masks", None)
@@ -73,12 +48,13 @@ def plan_layers(
     given = {**dict(zip(("to", "criterion", "allocation", "pattern"), choices, strict=False)), **options}
     found = coverage(task.model, only, skip, aim(given.get("to"), given.get("pattern"))[1])
     held = owners(task.model)
-    foreign = [name for name in found.prunable if not _layers(name, held[name])]
+    foreign = _foreign(task, {name: _layers(name, held[name]) for name in found.prunable})
     if len(foreign) == len(found.prunable):
-        raise ModelError(f"none of {', '.join(foreign)} belongs to a layer that a solver can work on: {NOT_A_LAYER}.")
+        reasons = "; ".join(dict.fromkeys(foreign.values()))
+        raise ModelError(f"none of {', '.join(foreign)} belongs to a layer that a solver can work on: {reasons}.")
     chosen = [name for name in found.prunable if name not in foreign] if only else ()
     made = plan(task, only=chosen, skip=() if chosen else (*skip, *foreign), **{**given, "forecast": False})
-    left = {name: NOT_A_LAYER if name in foreign else why for name, why in made.left_alone.items()}
+    left = {name: foreign.get(name, why) for name, why in made.left_alone.items()}
     return replace(made, left_alone=left)
 
 
@@ -107,53 +83,53 @@ def compensate(
     """
     held, weights = owners(task.model), task.params()
     order = _in_order(task, {name: _layers(name, held[name]) for name in made.masks})
-    before, few = task.mean_loss() if forecast else 0.0, _few(task)
+    before, rises = (task.mean_loss(), Rises(task)) if forecast else (0.0, None)
     early = _gram_of(task, order) if inputs == "dense" else {}
     backup = {name: weights[name].detach().clone() for name in order}
     masks, records, slope, bend = dict(made.masks), [], 0.0, 0.0
-    loss = few.mean_loss() if forecast else 0.0
+    ranks: dict[str, Seen] = {}
     try:
         for name, modules in order.items():
             gram = early.pop(name, None) or _gram_of(task, {name: modules})[name]
+            ranks[name] = seen(gram)
             new, mask = _solve(solver, weights[name].detach(), gram, pattern, made.masks[name], name)
             done = _record(name, weights[name].detach(), new, mask, gram)
-            if forecast:
-                first, second = _forecast(few, name, new - weights[name].detach())
+            if rises is not None:
+                first, second = rises.forecast(name, new - weights[name].detach())
+                if not records:  # the others see a network that is cut already
+                    check_slope(solver, first, second)
                 slope, bend = slope + first, bend + (second or 0.0)
                 done = replace(done, forecast=first + (second or 0.0))
             with torch.no_grad():
                 weights[name].copy_(new)
             masks[name] = mask
-            if forecast:
-                now = few.mean_loss()
-                done, loss = replace(done, rise=now - loss), now
+            if rises is not None:
+                done = replace(done, rise=rises.measured())
             records.append(done)
     except BaseException:
         with torch.no_grad():
             for name, weight in backup.items():
                 weights[name].copy_(weight)
         raise
+    check_ranks(ranks)
     whole = Masks(masks)
     counts = {name: (int(mask.sum()), mask.numel()) for name, mask in whole.items()}
     told = Forecast(before, slope, bend, task.mean_loss()) if forecast else None
     return replace(made, masks=whole, counts=counts, forecast=told), records
 
 
-def _few(task: Task) -> Task:
-    """The first examples: second derivatives are dear, and a few hundred tell the order of magnitude."""
-    batches, seen = [], 0
-    for inputs, target, count in task.batches():
-        batches.append((inputs, target))
-        seen += count
-        if seen >= FEW:
-            break
-    return replace(task, data=batches)
-
-
 def _layers(name: str, holders: Sequence[nn.Module]) -> list[nn.Module]:
     """The modules that multiply their inputs by this tensor; empty when one of its holders does something else."""
     fits = all(isinstance(m, LAYERS) for m in holders) and name.rpartition(".")[2] == "weight"
     return list(holders) if fits else []
+
+
+def _foreign(task: Task, layers: Mapping[str, list[nn.Module]]) -> dict[str, str]:
+    """Why a solver leaves a tensor alone; a tied one must be called at every place that holds it."""
+    places = {f"{name} {i}": module for name, every in layers.items() for i, module in enumerate(every)}
+    called = task.collect(places, lambda *_: True)
+    silent = {name for name, every in layers.items() if any(f"{name} {i}" not in called for i in range(len(every)))}
+    return {n: NOT_CALLED if n in silent else NOT_A_LAYER for n, every in layers.items() if n in silent or not every}
 
 
 def _in_order(task: Task, layers: Mapping[str, list[nn.Module]]) -> dict[str, list[nn.Module]]:
@@ -175,7 +151,9 @@ def _gram_of(task: Task, layers: Mapping[str, list[nn.Module]]) -> dict[str, Gra
     summed = {}
     for name, every in places.items():
         first, *more = (found[place] for place in every)
-        summed[name] = replace(first, matrix=sum((gram.matrix for gram in more), start=first.matrix))
+        positions = first.positions + sum(gram.positions for gram in more)
+        matrix = sum((gram.matrix for gram in more), start=first.matrix)
+        summed[name] = replace(first, matrix=matrix, positions=positions)
     return summed
 
 
@@ -222,11 +200,3 @@ def _record(name: str, old: Tensor, new: Tensor, mask: Tensor, gram: Gram) -> La
         error, zeroed, scale = error + energy[0], zeroed + energy[1], scale + energy[2]
     scale = scale or 1.0
     return LayerCut(name, int(mask.sum()), mask.numel(), error / scale, zeroed / scale)
-
-
-def _forecast(task: Task, name: str, change: Tensor) -> tuple[float, float | None]:
-    direction: Named = {name: change}
-    try:
-        return task.taylor(direction)
-    except ModelError:
-        return float((task.gradients()[name] * change).sum()), None

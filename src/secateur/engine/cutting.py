@@ -22,6 +22,8 @@ from secateur.core.prunable import check_finite, coverage
 from secateur.core.sockets import Criterion
 from secateur.core.task import Task
 from secateur.criteria.magnitude import Magnitude
+from secateur.engine.cautions import check_passes, check_slope
+from secateur.engine.layer_records import LayerCut, rises_of
 from secateur.probes.cost import weight_costs
 
 _ROUNDED = 5e-4
@@ -104,6 +106,9 @@ class Cut:
         plan: what was done, with the measured loss in its forecast.
         optimizer: the optimizer handed in, its state cleared where weights were pruned.
         hold: keeps the zeros while you train; release it when done. None without an optimizer.
+        layers: what pruning did to each tensor, in the order in which they run, where it was asked for; a solver always
+            tells.
+        rounds: what a solver did to the whole network in each round.
     """
 
     model: nn.Module
@@ -111,6 +116,8 @@ class Cut:
     plan: Plan
     optimizer: Optimizer | None = None
     hold: Hold | None = None
+    layers: tuple[LayerCut, ...] = ()
+    rounds: tuple[Any, ...] = ()
 
 
 def plan(
@@ -144,14 +151,22 @@ def plan(
             left alone now.
 
     Raises:
-        SecateurError: for targets that cannot be met, NaN weights, spent data, patterns that do not fit.
+        SecateurError: for targets that cannot be met, NaN weights, spent data, patterns that do not fit; for a network
+            that is random in evaluation mode, when the criterion needs a curvature.
+
+    Warns:
+        Caution: for such a network with another criterion, a loss that is no mean, or a network away from a minimum
+            when the criterion leaves the slope out.
     """
     target, pattern = aim(to, pattern)
     found = coverage(task.model, only, skip, pattern)
     check_finite(found.prunable)
     costs = {name: cost for name, cost in weight_costs(task).items() if name in found.prunable}
     dense = Masks({name: torch.ones_like(p, dtype=torch.bool) for name, p in found.prunable.items()})
-    scores = scores_of(criterion or Magnitude(), task, dense)
+    criterion = criterion or Magnitude()
+    if forecast or "data-free" not in criterion.needs:
+        check_passes(task, criterion)
+    scores = scores_of(criterion, task, dense)
     by_cost = {name: float(max(1, costs.get(name, 0))) for name in scores}
     ground = Ground(scores, pattern, allocation or Global(), by_cost, masks)
     chosen, before = ground.masks(budget_of(target, ground, costs)), _pruned_before(masks, dense)
@@ -159,6 +174,8 @@ def plan(
     left = {n: f"{why}; the zeros it has stay" if n in before else why for n, why in found.left_alone.items()}
     counts = {name: (int(mask.sum()), mask.numel()) for name, mask in chosen.items()}
     guess = _forecast(task, chosen) if forecast else None
+    if guess is not None:
+        check_slope(criterion, guess.slope, guess.curvature)
     return Plan(chosen, counts, left, target, guess, costs)
 
 
@@ -168,6 +185,7 @@ def prune(
     *,
     optimizer: Optimizer | None = None,
     also: Sequence[nn.Module] = (),
+    layers: bool = False,
     **options: Any,
 ) -> Cut:
     """Prune the task's network in place: pruned weights become zero and stay zero in training.
@@ -178,12 +196,15 @@ def prune(
         optimizer: the optimizer that will go on training; its state is cleared where weights go, and hooks keep
             the zeros.
         also: averaged copies (EMA) to prune along.
+        layers: also forecast and measure the rise of the loss tensor by tensor, those before it pruned already, on the
+            first 256 examples (two backward passes and one forward pass for each).
         **options: as for :func:`plan`, when a target is given.
 
     Raises:
         SecateurError: as :func:`plan`; nothing was changed then.
     """
     made = plan_or_to if isinstance(plan_or_to, Plan) else plan(task, plan_or_to, **options)
+    records = rises_of(task, made.masks) if layers else ()
     held = made.masks.hold(task.model, optimizer, also) if optimizer is not None else None
     if held is None:
         made.masks.apply_(task.model)
@@ -193,7 +214,7 @@ def prune(
     if after is not None:
         after = Forecast(after.before, after.slope, after.curvature, task.mean_loss())
     done = Plan(made.masks, made.counts, made.left_alone, made.target, after, made.costs)
-    return Cut(task.model, made.masks, done, optimizer, held)
+    return Cut(task.model, made.masks, done, optimizer, held, records)
 
 
 def _pruned_before(masks: Masks | None, chosen: Masks) -> dict[str, Tensor]:

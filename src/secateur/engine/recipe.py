@@ -18,6 +18,7 @@ from secateur.criteria.magnitude import Magnitude
 from secateur.engine.binding import bind, table_of
 from secateur.engine.compensating import Inputs
 from secateur.engine.cutting import aim
+from secateur.engine.surgeon import Curvature
 from secateur.engine.toml import dump
 
 FORMAT = "0.1"
@@ -156,6 +157,9 @@ class PruneStep:
             moves.
         inputs: what a solver's layers are given: their inputs once the layers before are pruned (``"sequential"``), or
             those of the ``"dense"`` network.
+        curvature: what a solver goes by: the outputs of each layer by itself (``"layers"``), or the loss over all
+            weights of the network as one vector: Gauss-Newton (``"ggn"``), empirical ``"fisher"`` or ``"hessian"``.
+        rounds: how often the curvature of the whole network is taken anew; each round takes away the same share.
         recover: ``"batchnorm"`` takes the statistics of BatchNorm anew from the same examples, where there are any.
     """
 
@@ -169,6 +173,8 @@ class PruneStep:
     examples: int = 1024
     solver: Solver | None = None
     inputs: Inputs = "sequential"
+    curvature: Curvature = "layers"
+    rounds: int = 1
     recover: Literal["batchnorm", "nothing"] = "batchnorm"
 
     def __post_init__(self) -> None:
@@ -177,6 +183,10 @@ class PruneStep:
             object.__setattr__(self, "to", str(target))
         if self.examples < 1:
             raise UsageError(f"prune: examples is {self.examples}; it must be at least 1.")
+        if self.rounds < 1:
+            raise UsageError(f"prune: rounds is {self.rounds}; it must be at least 1.")
+        if self.solver is None and (self.curvature != "layers" or self.rounds != 1):
+            raise UsageError("prune: curvature and rounds are for solvers; name one, for example exact_obs.")
 
 
 @dataclass(frozen=True)

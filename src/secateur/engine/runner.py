@@ -24,10 +24,10 @@ from secateur.core.task import Task
 from secateur.data import Dataset, Loader
 from secateur.data import load as load_data
 from secateur.engine import distributed
+from secateur.engine.cautions import heard
 from secateur.engine.checkpoint import STATE
-from secateur.engine.compensating import LayerCut, compensate, plan_layers
+from secateur.engine.compensating import LayerCut
 from secateur.engine.compiling import PLAN
-from secateur.engine.cutting import aim
 from secateur.engine.cutting import plan as make_plan
 from secateur.engine.cutting import prune as carry_out
 from secateur.engine.folder import CARD, WEIGHTS, Artefact, load_state, origin, save, structure_of
@@ -35,8 +35,10 @@ from secateur.engine.loop import Training, needs_teacher
 from secateur.engine.measure import verdict
 from secateur.engine.recipe import MeasureStep, PruneStep, Recipe, TrainStep
 from secateur.engine.recovering import normed, reestimate
+from secateur.engine.solving import solve
 from secateur.engine.sources import sources
 from secateur.engine.start import Listener, State, begin
+from secateur.engine.surgeon import Round
 from secateur.probes.accuracy import Accuracy
 
 
@@ -231,15 +233,23 @@ class Runner:
         choices = (step.to, step.criterion, step.allocation, step.pattern)
         names = {"only": step.only, "skip": step.skip, "masks": state.masks}
         layers: list[LayerCut] = []
-        if step.solver is None:
-            done = carry_out(task, make_plan(task, *choices, **names)).plan
-        else:
-            made = plan_layers(task, step.solver, *choices, **names)
-            done, layers = compensate(task, made, step.solver, aim(step.to, step.pattern)[1], step.inputs)
+        rounds: tuple[Round, ...] = ()
+        with heard() as cautions:
+            if step.solver is None:
+                cut = carry_out(task, make_plan(task, *choices, **names), layers=True)
+                done, layers = cut.plan, list(cut.layers)
+            else:
+                ways = {"inputs": step.inputs, "curvature": step.curvature, "rounds": step.rounds}
+                solved = solve(task, step.solver, *choices, **names, **ways)
+                done, layers, rounds = solved.plan, list(solved.layers), solved.rounds
+        for text in cautions:
+            self.listener.say(text)
         state.masks, state.left_alone = done.masks, dict(done.left_alone)
         return {
             "forecast": done.forecast.to_json() if done.forecast else None, "target": str(done.target),
-            "layers": [layer.to_json() for layer in layers], **self._recover(step, task, state, data),
+            "layers": [layer.to_json() for layer in layers], "rounds": [r.to_json() for r in rounds],
+            "cautions": cautions,
+            **self._recover(step, task, state, data),
         }  # fmt: skip
 
     def _recover(self, step: PruneStep, task: Task, state: State, data: Dataset) -> dict[str, Any]:

@@ -31,17 +31,24 @@ class Round:
 
     Args:
         kept: weights kept after it.
-        forecast: the expected rise of the mean loss, first and second order together.
-        rise: the measured one.
+        slope: first-order change of the mean loss.
+        bend: second-order change.
+        rise: the measured change.
     """
 
     kept: int
-    forecast: float
+    slope: float
+    bend: float
     rise: float
+
+    @property
+    def forecast(self) -> float:
+        """The expected change of the mean loss."""
+        return self.slope + self.bend
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
-        return asdict(self)
+        return {**asdict(self), "forecast": self.forecast}
 
 
 def operate(
@@ -107,7 +114,7 @@ def _round(task: Task, masks: Masks, keep: int, solver: Solver, kind: Kind) -> t
     check(
         _COPIES * estimate((op.size, op.size), torch.float64),
         f"the {kind} of {op.size:,} weights and its inverse",
-        "prune layer by layer (`curvature = \"layers\"`), or fewer tensors (`only`)",
+        'prune layer by layer (`curvature = "layers"`), or fewer tensors (`only`)',
         op.device,
     )
     old = op.flatten(task.params())
@@ -117,15 +124,15 @@ def _round(task: Task, masks: Masks, keep: int, solver: Solver, kind: Kind) -> t
     new, kept = new[0], kept[0]
     if int(kept.sum()) != keep or bool((new[~kept] != 0).any()):
         raise UsageError(
-            f"{solver} kept {int(kept.sum()):,} weights where {keep:,} were asked for, or left pruned ones that are not "
-            "zero. Mend the solver."
+            f"{solver} kept {int(kept.sum()):,} weights where {keep:,} were asked for, or left pruned ones that are "
+            "not zero. Mend the solver."
         )
     before, slope = task.mean_loss(), op.flatten(task.gradients())
     change = new - old
-    forecast = float(slope @ change + change @ (matrix @ change) / 2)
+    first, second = float(slope @ change), float(change @ (matrix @ change)) / 2
     del matrix
     left = _apply(task, op, new, kept)
-    return left, Round(keep, forecast, task.mean_loss() - before)
+    return left, Round(keep, first, second, task.mean_loss() - before)
 
 
 @torch.no_grad()

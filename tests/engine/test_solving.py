@@ -1,0 +1,51 @@
+"""``secateur.prune`` with a solver, from Python: the same results as its parts, held while training goes on."""
+
+import pytest
+import torch
+from torch import nn
+
+import secateur
+from secateur.core.errors import UsageError
+from secateur.core.task import Task
+from secateur.engine.compensating import compensate, plan_layers
+from secateur.solvers.exact_obs import ExactObs
+from secateur.solvers.sparsegpt import SparseGpt
+
+
+@pytest.fixture
+def task():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 4))
+    return Task(model, nn.functional.cross_entropy, [(torch.randn(64, 12), torch.randint(0, 4, (64,)))])
+
+
+def test_layers_are_those_of_compensate(task):
+    other = Task(nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 4)), task.loss, task.data)
+    other.model.load_state_dict(task.model.state_dict())
+    cut = secateur.prune(task, "sparsity 0.75", solver=SparseGpt())
+    made = plan_layers(other, SparseGpt(), "sparsity 0.75")
+    _, layers = compensate(other, made, SparseGpt(), secateur.core.patterns.Unstructured())
+    assert cut.layers == tuple(layers) and cut.masks.kept == (12 * 16 + 16 * 4) // 4
+    assert all(torch.equal(p, q) for p, q in zip(task.params().values(), other.params().values(), strict=True))
+
+
+@pytest.mark.parametrize("curvature", ["layers", "fisher"])
+def test_zeros_are_held_by_the_optimizer(task, curvature):
+    optimizer = torch.optim.Adam(task.model.parameters(), lr=0.1)
+    cut = secateur.prune(task, "keep 50", solver=ExactObs(), curvature=curvature, optimizer=optimizer)
+    assert cut.plan.forecast is not None and cut.hold is not None
+    weights = {name: task.params()[name].detach().clone() for name in cut.masks}
+    assert any(not torch.equal(w[cut.masks[n]], w[cut.masks[n]] * 0) for n, w in weights.items())
+    for inputs, target in task.data * 3:
+        optimizer.zero_grad()
+        task.loss(task.model(inputs), target).backward()
+        optimizer.step()
+    assert all(bool((task.params()[name][~mask] == 0).all()) for name, mask in cut.masks.items())
+    assert any(not torch.equal(task.params()[name], weights[name]) for name in cut.masks)
+
+
+def test_what_does_not_go_together(task):
+    with pytest.raises(UsageError, match="are for solvers"):
+        secateur.prune(task, "sparsity 0.5", curvature="ggn")
+    with pytest.raises(UsageError, match="averaged copies cannot follow"):
+        secateur.prune(task, "sparsity 0.5", solver=ExactObs(), also=[nn.Linear(1, 1)])
