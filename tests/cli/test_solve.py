@@ -1,5 +1,6 @@
 """``secateur prune --solver``: exact counts, a record for each layer, BatchNorm taken anew, mistakes named."""
 
+import itertools
 import json
 
 import pytest
@@ -23,14 +24,16 @@ def test_every_solver_keeps_exact_counts(call, dense, tmp_path, solver, to):
     assert card["kept"] == WEIGHTS // 4
     assert sum(int((state[name] == 0).sum()) for name in card["counts"]) == WEIGHTS - WEIGHTS // 4
     layers = {layer["name"]: layer for layer in card["layers"]}
-    if solver is None:
-        assert not layers
-        return
     assert list(layers) == ["fc1.weight", "fc2.weight", "head.weight"]
     for name, layer in layers.items():
         assert [layer["kept"], layer["total"]] == card["counts"][name]
-        assert 0 <= layer["error"] <= layer["zeroed"] * (1 + 1e-6)
-        assert layer["forecast"] is not None and layer["rise"] is not None and name in err
+        if solver is None:
+            assert layer["error"] is None and layer["zeroed"] is None
+        else:
+            assert 0 <= layer["error"] <= layer["zeroed"] * (1 + 1e-6)
+        (line,) = (line for line in err.splitlines() if line.strip().startswith(name))
+        assert f"loss {layer['rise']:+.4g} (forecast {layer['forecast']:+.4g})" in line
+        assert ("output off by" in line) == (solver is not None)
     assert card["forecast"]["loss_after"] > 0
 
 
@@ -67,6 +70,38 @@ def test_batchnorm_is_taken_anew_and_told(call, tmp_path, recover):
 
 
 @pytest.mark.parametrize(
+    ("recover", "steps", "says"),
+    [
+        ("survivors", ["survivors", "batchnorm"], "kept weights moved together: accuracy"),
+        ("last-layer", ["batchnorm", "last-layer"], "fc fitted to the dense network: accuracy"),
+    ],
+)
+def test_other_recoveries_are_told_step_by_step(call, tmp_path, recover, steps, says):
+    small = ["-s", "data.train=60", "-s", "data.test=40"]
+    net = ["--net", "resnet_cifar", "-s", "model.options={depth=8, width=4}", "--data", "digits"]
+    assert call("train", *net, "--epochs", "1", *small, "-o", tmp_path / "dense")[0] == 0
+    ways = (recover, "batchnorm")
+    for way in ways:
+        words = ["--to", "sparsity 0.8", "-s", f"recover={way}", *small, "-o", tmp_path / way]
+        code, _, err = call("prune", tmp_path / "dense", *words)
+        assert code == 0, err
+        assert (says in err) == (way == recover) and "statistics taken anew: accuracy" in err
+    card, plain = (Artefact.open(tmp_path / way).card for way in ways)
+    told = card["recovered"]
+    assert [step["step"] for step in told["steps"]] == steps
+    for one, two in itertools.pairwise(told["steps"]):
+        assert one["after"] == two["before"]
+    assert told["before"] == plain["recovered"]["before"] == told["steps"][0]["before"]
+    assert told["after"]["value"] == card["readings"]["accuracy"]["value"] == told["steps"][-1]["after"]["value"]
+    assert card["counts"] == plain["counts"]
+    mine, other = (load_file(Artefact.open(tmp_path / way).folder / "weights.safetensors") for way in ways)
+    moved = [name for name in card["counts"] if not torch.equal(mine[name], other[name])]
+    assert moved == (["fc.weight"] if recover == "last-layer" else list(card["counts"]))
+    for name, (kept, total) in card["counts"].items():
+        assert int((mine[name] == 0).sum()) == total - kept
+
+
+@pytest.mark.parametrize(
     ("words", "says"),
     [
         (["--solver", "sparsgpt"], "sparsegpt"),
@@ -74,6 +109,9 @@ def test_batchnorm_is_taken_anew_and_told(call, tmp_path, recover):
         (["--inputs", "dense"], "--inputs has no effect"),
         (["--solver", "sparsegpt", "--pattern", "unit"], "unit"),
         (["--solver", "sparsegpt", "--to", "sparsity 1.5"], "1.5"),
+        (["-s", "recover=everything"], "'batchnorm', 'nothing', 'survivors', 'last-layer'"),
+        (["-s", "recover=last-layer", "-s", "last_layer=haed"], "no linear layer 'haed'. did you mean 'head'"),
+        (["-s", "last_layer=head"], "has no effect"),
     ],
 )
 def test_mistakes_are_named(call, dense, tmp_path, words, says):

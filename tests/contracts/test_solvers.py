@@ -28,8 +28,8 @@ class Clean(Solver):
 
     def __call__(self, weight, gram, pattern, keep):
         def zeroed(layer):
-            mask = pattern.mask(self.score(layer.weight, layer.matrix), keep)
-            return torch.where(mask, layer.weight, 0.0), mask
+            mask = pattern.mask(self.score(layer.rows(), layer.matrix()), keep)
+            return torch.where(mask, layer.rows(), 0.0), mask
 
         return solve(zeroed, weight, gram, pattern, keep, 0.01)
 

@@ -92,6 +92,19 @@ def test_several_panels_give_the_least_squares_fit_of_every_row(shape, keep):
         torch.testing.assert_close(found, fitted(row, damped, support), rtol=1e-8, atol=1e-9)
 
 
+@pytest.mark.parametrize("pattern", [Unstructured(), NM(2, 4)])
+def test_rows_solved_one_at_a_time_come_out_as_in_one_batch(pattern, monkeypatch):
+    """As the rows of a wide layer are; all of them start from one inverse, which must stay as it is."""
+    w, gram = layer(5, 200)
+    new, mask = ExactObs()(w, gram, pattern, 500)
+    monkeypatch.setattr("secateur.solvers.exact_obs.WORK", 1)
+
+    one, same = ExactObs()(w, gram, pattern, 500)
+
+    assert torch.equal(mask, same)
+    torch.testing.assert_close(one, new, rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.parametrize("pattern", [Unstructured(), NM(1, 4)])
 def test_several_panels_lose_the_same_weights_as_one_loss_at_a_time(pattern):
     """`obs` downdates a full inverse at every loss."""

@@ -84,19 +84,35 @@ class Screen(Listener):
 
 
 def _layers(card: Mapping[str, Any]) -> list[str]:
-    """What a solver did to each layer, and what new statistics of BatchNorm gave."""
+    """What pruning did to each layer, and what new statistics of BatchNorm gave."""
     layers = card.get("layers") or []
     width = max((len(layer["name"]) for layer in layers), default=0)
     lines = []
     for layer in layers:
-        text = f"  {layer['name']:<{width}}  {layer['kept']:>10,} of {layer['total']:>10,}   output off by "
-        text += f"{layer['error']:6.2%} (zeroing alone {layer['zeroed']:6.2%})"
+        text = f"  {layer['name']:<{width}}  {layer['kept']:>10,} of {layer['total']:>10,}"
+        if layer.get("error") is not None:
+            text += f"   output off by {layer['error']:6.2%} (zeroing alone {layer['zeroed']:6.2%})"
         if layer.get("rise") is not None:
             text += f"   loss {layer['rise']:+.4g} (forecast {layer['forecast']:+.4g})"
         lines.append(text)
-    if recovered := card.get("recovered"):
-        before, after = (recovered[when]["value"] for when in ("before", "after"))
-        lines.append(f"  BatchNorm's statistics taken anew: accuracy {before:.2f} % before, {after:.2f} % after")
+    return [*lines, *_recovered(card.get("recovered") or {})]
+
+
+_RECOVERED = {
+    "survivors": "{moved:,} kept weights moved together",
+    "batchnorm": "BatchNorm's statistics taken anew",
+    "last-layer": "{layer} fitted to the dense network",
+}
+
+
+def _recovered(recovered: Mapping[str, Any]) -> list[str]:
+    """One line for each step of a recovery; cards of older versions have one step and no list of them."""
+    steps = recovered.get("steps") or ([{"step": "batchnorm", **recovered}] if recovered else [])
+    lines = []
+    for step in steps:
+        before, after = (step[when]["value"] for when in ("before", "after"))
+        words = _RECOVERED[step["step"]].format_map(step)
+        lines.append(f"  {words}: accuracy {before:.2f} % before, {after:.2f} % after")
     return lines
 
 

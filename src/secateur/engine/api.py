@@ -136,6 +136,7 @@ def prune(
     rounds: int = 1,
     optimizer: Optimizer | None = None,
     also: Sequence[nn.Module] = (),
+    layers: bool = False,
     **options: Any,
 ) -> Cut:
     """Prune the task's network in place: pruned weights become zero and stay zero in training.
@@ -153,6 +154,8 @@ def prune(
         optimizer: the optimizer that will go on training; its state is cleared where weights go, and hooks keep
             the zeros.
         also: averaged copies (EMA) to prune along; not with a solver, which moves weights.
+        layers: also forecast and measure the rise of the loss tensor by tensor, those before it pruned already, on the
+            first 256 examples (two backward passes and one forward pass for each); a solver's layers always are.
         **options: as for :func:`plan`, when a target is given.
 
     Raises:
@@ -161,7 +164,7 @@ def prune(
     if solver is None:
         if inputs != "sequential" or curvature != "layers" or rounds != 1:
             raise UsageError("inputs, curvature and rounds are for solvers; pass solver=..., or leave them out.")
-        return carry_out(task, plan_or_to, optimizer=optimizer, also=also, **options)
+        return carry_out(task, plan_or_to, optimizer=optimizer, also=also, layers=layers, **options)
     if also:
         raise UsageError("a solver moves weights, so averaged copies cannot follow; begin a new average afterwards.")
     solved = solve(task, solver, plan_or_to, inputs=inputs, curvature=curvature, rounds=rounds, **options)

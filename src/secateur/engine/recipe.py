@@ -18,6 +18,7 @@ from secateur.criteria.magnitude import Magnitude
 from secateur.engine.binding import bind, table_of
 from secateur.engine.compensating import Inputs
 from secateur.engine.cutting import aim
+from secateur.engine.recovering import Recover
 from secateur.engine.surgeon import Curvature
 from secateur.engine.toml import dump
 
@@ -160,7 +161,10 @@ class PruneStep:
         curvature: what a solver goes by: the outputs of each layer by itself (``"layers"``), or the loss over all
             weights of the network as one vector: Gauss-Newton (``"ggn"``), empirical ``"fisher"`` or ``"hessian"``.
         rounds: how often the curvature of the whole network is taken anew; each round takes away the same share.
-        recover: ``"batchnorm"`` takes the statistics of BatchNorm anew from the same examples, where there are any.
+        recover: ``"batchnorm"`` takes the statistics of BatchNorm anew from the same examples, where there are any;
+            ``"survivors"`` moves all kept weights of the network at once before that, ``"last-layer"`` fits the last
+            linear layer to its outputs in the dense network after it; ``"nothing"`` leaves all as it is.
+        last_layer: the linear layer that ``"last-layer"`` fits; by default the one whose output is the network's.
     """
 
     do: ClassVar[str] = "prune"
@@ -175,7 +179,8 @@ class PruneStep:
     inputs: Inputs = "sequential"
     curvature: Curvature = "layers"
     rounds: int = 1
-    recover: Literal["batchnorm", "nothing"] = "batchnorm"
+    recover: Recover = "batchnorm"
+    last_layer: str = ""
 
     def __post_init__(self) -> None:
         target, _ = aim(self.to, self.pattern)
@@ -183,6 +188,8 @@ class PruneStep:
             object.__setattr__(self, "to", str(target))
         if self.examples < 1:
             raise UsageError(f"prune: examples is {self.examples}; it must be at least 1.")
+        if self.last_layer and self.recover != "last-layer":
+            raise UsageError(f'prune: last_layer = "{self.last_layer}" has no effect without recover = "last-layer".')
         if self.rounds < 1:
             raise UsageError(f"prune: rounds is {self.rounds}; it must be at least 1.")
         if self.solver is None and (self.curvature != "layers" or self.rounds != 1):

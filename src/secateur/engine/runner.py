@@ -34,7 +34,7 @@ from secateur.engine.folder import CARD, WEIGHTS, Artefact, load_state, origin, 
 from secateur.engine.loop import Training, needs_teacher
 from secateur.engine.measure import verdict
 from secateur.engine.recipe import MeasureStep, PruneStep, Recipe, TrainStep
-from secateur.engine.recovering import normed, reestimate
+from secateur.engine.recovering import Recovery
 from secateur.engine.solving import solve
 from secateur.engine.sources import sources
 from secateur.engine.start import Listener, State, begin
@@ -232,6 +232,7 @@ class Runner:
         task = self.sample(data, step.examples, state.net)
         choices = (step.to, step.criterion, step.allocation, step.pattern)
         names = {"only": step.only, "skip": step.skip, "masks": state.masks}
+        recovery = Recovery(step.recover, task, step.last_layer)
         layers: list[LayerCut] = []
         rounds: tuple[Round, ...] = ()
         with heard() as cautions:
@@ -248,20 +249,15 @@ class Runner:
         return {
             "forecast": done.forecast.to_json() if done.forecast else None, "target": str(done.target),
             "layers": [layer.to_json() for layer in layers], "rounds": [r.to_json() for r in rounds],
-            "cautions": cautions,
-            **self._recover(step, task, state, data),
+            "cautions": cautions, **self._recover(recovery, state, data),
         }  # fmt: skip
 
-    def _recover(self, step: PruneStep, task: Task, state: State, data: Dataset) -> dict[str, Any]:
-        """Statistics of BatchNorm anew, with the accuracy before and after on the test data."""
-        if step.recover == "nothing" or not normed(state.net):
-            return {}
+    def _recover(self, recovery: Recovery, state: State, data: Dataset) -> dict[str, Any]:
+        """What a step asks for after pruning, with the accuracy before and after on the test data."""
         tests = Loader(data.test, self.recipe.data.evaluation_batch, mean=data.mean, std=data.std)
         judge = Task(state.net, CrossEntropy(), tests)
-        before = Accuracy()(judge)
-        count = reestimate(task)
-        readings = {"before": before.to_json(), "after": Accuracy()(judge).to_json()}
-        return {"recovered": {"batchnorm layers": count, **readings}}
+        done = recovery(state.masks, lambda: Accuracy()(judge).to_json())
+        return {"recovered": done} if done else {}
 
     def _save(self, folder: Path, state: State, data: Dataset, about: dict[str, Any], number: int) -> None:
         masks = state.masks

@@ -9,6 +9,7 @@ from secateur.core.errors import DataError, ModelError, UsageError
 from secateur.linalg.memory import check, estimate
 
 _COLUMNS = 1 << 22  # entries of the gradients that are widened to float64 at once
+_LEAST = 1e-13  # a damping that float64 does not lose, as a share of the sum of the squared gradients
 
 
 def damped_cholesky(matrix: Tensor, damping: float = 0.01, tries: int = 5) -> tuple[Tensor, float]:
@@ -103,10 +104,10 @@ def fisher_inverse(gradients: Tensor, damping: float, examples: int | None = Non
         moved = rows.double() @ inverse
         inner = moved @ rows.double().T
         inner.diagonal().add_(count)
-        half = torch.linalg.solve_triangular(_factor(inner, damping), moved, upper=False)
+        half = torch.linalg.solve_triangular(_factor(inner, damping, gradients), moved, upper=False)
         inverse.addmm_(half.T, half, alpha=-1)
     if not bool((inverse.diagonal() > 0).all()):
-        raise _lost(damping)
+        raise _lost(damping, gradients)
     return inverse
 
 
@@ -134,7 +135,7 @@ class MFac:
         for part in self._parts():
             inner.addmm_(part.double(), part.double().T)
         inner.diagonal().add_(count * damping)
-        self._factor = _factor(inner, damping)
+        self._factor = _factor(inner, damping, gradients)
 
     def multiply(self, v: Tensor) -> Tensor:
         """The inverse times ``v`` of shape ``(n,)`` or ``(n, k)``; same shape, in float64.
@@ -208,17 +209,18 @@ def downdate(inverse: Tensor, index: int | Tensor) -> Tensor:
     return inverse
 
 
-def _factor(inner: Tensor, damping: float) -> Tensor:
+def _factor(inner: Tensor, damping: float, gradients: Tensor) -> Tensor:
     factor, failed = torch.linalg.cholesky_ex(inner)
     if bool(failed):
-        raise _lost(damping)
+        raise _lost(damping, gradients)
     return factor
 
 
-def _lost(damping: float) -> ModelError:
+def _lost(damping: float, gradients: Tensor) -> ModelError:
+    size = sum(float(part.double().square().sum()) for part in gradients.split(max(1, _COLUMNS // gradients.shape[1])))
     return ModelError(
-        f"a damping of {damping:g} is lost to rounding beside gradients as large as these, and the inverse is not "
-        "positive. Raise `damping` tenfold, or scale the loss down."
+        f"a damping of {damping:.3g} is lost to rounding beside gradients whose squares add up to {size:.3g}, and the "
+        f"inverse is not positive. Raise `damping` by a factor of {max(10.0, _LEAST * size / damping):.2g}."
     )
 
 

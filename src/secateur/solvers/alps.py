@@ -9,7 +9,7 @@ from torch import Tensor
 from secateur.core.errors import DataError, UsageError
 from secateur.core.reading import Paper
 from secateur.core.sockets import Solver
-from secateur.solvers._layer import Layer, check_damping, errors, largest, solve
+from secateur.solvers._layer import Layer, check_damping, in_place, largest, solve, spans
 
 _LEAST, _MOST = 1e-8, 1e6
 
@@ -37,7 +37,8 @@ class Alps(Solver):
         ModelError: for weights that are not finite.
         DataError: for a matrix that is not finite, or has a negative eigenvalue in spite of the damping.
 
-    Cost: O(in³ + rounds · out · in²) time; five float64 copies of the Gram matrix and eight of the layer.
+    Cost: O(in³ + rounds · out · in²) time; three float64 copies of the Gram matrix and one of
+    the layer, or one and four.
     """
 
     damping: float = 0.01
@@ -69,29 +70,31 @@ class Alps(Solver):
         return solve(self._solve, weight, gram, pattern, keep, self.damping)
 
     def _solve(self, layer: Layer) -> tuple[Tensor, Tensor]:
-        scale = layer.matrix.diagonal().sqrt()
-        matrix = layer.matrix.div_(scale).div_(scale[:, None])
-        layer = layer._replace(weight=layer.weight * scale, matrix=matrix)
-        first = largest(layer.weight.abs(), layer)
-        new, mask = self._fit(layer, layer.weight * first, first)
-        found, found_mask = self._fit(layer, *self._search(layer, first))
-        rise = errors(found, layer.weight, matrix).sum() - errors(new, layer.weight, matrix).sum()
-        if float(rise) < 0:  # the search can end worse than it began
-            new, mask = found, found_mask
-        return new.div_(scale), mask
+        scale = layer.diagonal().sqrt()
+        first = largest(layer.rows().mul_(scale).abs_(), layer)
+        found, mask = self._search(layer, first)
+        matrix, new = _scaled(layer), layer.rows().mul_(scale).masked_fill_(~first, 0.0)
+        if self._fit(layer, matrix, found, mask) > self._fit(layer, matrix, new, first):
+            found, mask = new, first  # the search can end worse than it began
+        return found.div_(scale), mask
 
     def _search(self, layer: Layer, before: Tensor) -> tuple[Tensor, Tensor]:
-        dense = layer.weight
         values, vectors = _eigen(layer)
-        pull = dense @ layer.matrix
-        mask, d, v = before, dense * before, torch.zeros_like(dense)
-        rho, stirred = self.rho, False
+        scale, parts = layer.diagonal().sqrt(), spans(*before.shape)
+        pull = layer.rows().mul_(scale)
+        for part in parts:
+            pull[part] = (pull[part] @ vectors).mul_(values)
+        # D where `held` and V/price elsewhere, in one tensor
+        lifted, held, price = layer.rows().mul_(scale), before, 0.0
+        mask, rho, stirred = before, self.rho, False
         for count in range(1, self.rounds + 1):
-            w = ((pull - v + rho * d) @ vectors).div_(values + rho) @ vectors.T
-            lifted = w + v / rho
-            mask = largest(lifted.abs(), layer)
-            d = lifted.mul_(mask)
-            v += rho * w.sub_(d)
+            for part in parts:
+                v = lifted[part].masked_fill(held[part], 0.0).mul_(price / rho)
+                pushed = torch.where(held[part], lifted[part], -v).mul_(rho) @ vectors
+                w = pushed.add_(pull[part]).div_(values + rho) @ vectors.T
+                lifted[part] = w.add_(v)
+            mask = _largest_sizes(lifted, layer)
+            held, price = mask, rho
             if count % 3:
                 continue
             changed = int((mask != before).sum())
@@ -100,7 +103,7 @@ class Alps(Solver):
             if not stirred:
                 rho /= 5
                 if changed:
-                    d, v = dense, torch.zeros_like(dense)
+                    lifted, held, price = layer.rows().mul_(scale), torch.ones_like(mask), 0.0
             elif not changed:
                 break
             else:
@@ -108,28 +111,55 @@ class Alps(Solver):
                 rho = min(rho, _MOST)
             if rho < _LEAST:
                 break
-        return d * mask, mask
+        return lifted.masked_fill_(~mask, 0.0), mask
 
-    def _fit(self, layer: Layer, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    def _fit(self, layer: Layer, matrix: Tensor, x: Tensor, mask: Tensor) -> float:
+        """Fit the weights of ``mask``, in place, a block of rows at a time; the error they leave."""
+        scale, error = layer.diagonal().sqrt(), matrix.new_zeros(())
+        for part in spans(*x.shape):
+            dense = layer.rows(part).mul_(scale)
+            x[part] = self._gradients(dense, matrix, x[part], mask[part])
+            change = x[part] - dense
+            error += (change @ matrix).mul_(change).sum()
+        return float(error)
+
+    def _gradients(self, dense: Tensor, matrix: Tensor, x: Tensor, mask: Tensor) -> Tensor:
         """Conjugate gradients on each row's survivors; with a unit diagonal they need no preconditioner."""
-        residual = ((layer.weight - x) @ layer.matrix).mul_(mask)
+        residual = ((dense - x) @ matrix).mul_(mask)
         direction, size = residual, residual.square().sum(1, keepdim=True)
-        enough = 1e-26 * layer.weight.square().sum(1, keepdim=True)
+        enough = 1e-26 * dense.square().sum(1, keepdim=True)
         for _ in range(self.fit):
             if bool((size <= enough).all()):
                 break
-            push = (direction @ layer.matrix).mul_(mask)
+            push = (direction @ matrix).mul_(mask)
             curve = (direction * push).sum(1, keepdim=True)
             step = torch.where((curve > 0) & (size > enough), size / curve, 0.0)
             x = x + step * direction
             residual = residual - step * push
             last, size = size, residual.square().sum(1, keepdim=True)
             direction = residual + torch.where(last > enough, size / last, 0.0) * direction
-        return x, mask
+        return x
+
+
+def _scaled(layer: Layer) -> Tensor:
+    """The layer's matrix with a diagonal of ones."""
+    scale = layer.diagonal().sqrt()
+    return layer.matrix().div_(scale).div_(scale[:, None])
+
+
+def _largest_sizes(lifted: Tensor, layer: Layer) -> Tensor:
+    """The mask of the largest sizes, which are taken in place and given their signs again."""
+    below = lifted.signbit()
+    mask = largest(lifted.abs_(), layer)
+    for part in spans(*lifted.shape):
+        lifted[part] *= 1 - 2 * below[part].to(torch.int8)
+    return mask
 
 
 def _eigen(layer: Layer) -> tuple[Tensor, Tensor]:
-    values, vectors = torch.linalg.eigh(layer.matrix)
+    matrix = _scaled(layer)
+    out = (matrix.new_empty(len(matrix)), matrix.T) if in_place(matrix) else None
+    values, vectors = torch.linalg.eigh(matrix.T, out=out)
     least = float(values[0])
     if least < -1e-4:  # a Gram matrix added up in float32 may miss zero by rounding
         raise DataError(

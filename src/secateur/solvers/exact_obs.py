@@ -10,7 +10,7 @@ from secateur.core.patterns import NM, Pattern
 from secateur.core.reading import Paper
 from secateur.core.select import top_mask
 from secateur.core.sockets import Solver
-from secateur.solvers._layer import WORK, Layer, check_damping, factor, refit, solve
+from secateur.solvers._layer import WORK, Layer, check_damping, inverse, refit, shed, solve
 
 _PANEL = 64
 
@@ -36,8 +36,8 @@ class ExactObs(Solver):
         ModelError: for weights that are not finite.
         DataError: for a matrix that is not finite, or singular in spite of the damping.
 
-    Cost: O(out · in³) time, mostly in matrix products; five float64 copies of the Gram matrix (or 64 MiB) and three
-    of the layer.
+    Cost: O(out · in³) time, mostly in matrix products; two float64 copies of the Gram matrix (or one and 32 MiB)
+    and five of the layer.
     """
 
     damping: float = 0.01
@@ -63,20 +63,21 @@ class ExactObs(Solver):
 
 
 def _solve(layer: Layer) -> tuple[Tensor, Tensor]:
-    w, nm = layer.weight, layer.pattern
-    rows, width = w.shape
-    gone = w.numel() - layer.keep
+    nm, (rows, width) = layer.pattern, layer.weight.shape
+    gone = layer.weight.numel() - layer.keep
     steps = width // nm.m * (nm.m - nm.n) if isinstance(nm, NM) else min(width, gone)
-    inverse = torch.cholesky_inverse(factor(layer))
+    shared, diagonal = inverse(layer), layer.diagonal()
     size = max(1, WORK // (8 * width * width))
-    traces = [_trace(part, inverse, layer.matrix.diagonal(), steps, nm) for part in w.split(size)]
+    parts = [layer.rows(slice(start, start + size)) for start in range(0, rows, size)]
+    traces = [_trace(part, shared, diagonal, steps, nm) for part in parts]
     order, rises = (torch.cat(parts) for parts in zip(*traces, strict=True))
-    del inverse, traces
+    del shared, parts, traces
     peaks = rises.cummax(1).values  # after a dear loss the cheaper ones that follow it are worth taking at once
     lost = steps - top_mask(peaks, rows * steps - gone).sum(1, keepdim=True)
-    mask = torch.ones_like(w, dtype=torch.bool)
-    mask.scatter_(1, order, torch.arange(steps, device=w.device) >= lost)
-    return refit(w, layer.matrix, mask), mask
+    del rises, peaks
+    mask = torch.ones(rows, width, dtype=torch.bool, device=order.device)
+    mask.scatter_(1, order, torch.arange(steps, device=order.device) >= lost)
+    return refit(layer.rows(), layer.matrix(), mask), mask
 
 
 def _trace(w: Tensor, inverse: Tensor, diagonal: Tensor, steps: int, pattern: Pattern) -> tuple[Tensor, Tensor]:
@@ -84,7 +85,7 @@ def _trace(w: Tensor, inverse: Tensor, diagonal: Tensor, steps: int, pattern: Pa
     rows, width = w.shape
     row = torch.arange(rows, device=w.device)
     place = torch.arange(width, device=w.device).expand(rows, width)
-    w, inverses = w.clone(), inverse.expand(rows, width, width)
+    inverses = inverse.expand(rows, width, width)  # until the first panel is full all rows share it
     floor = (1 / diagonal).expand(rows, width)  # no entry of the inverse's diagonal can be less
     quota, size = _quota(w, pattern), pattern.m if isinstance(pattern, NM) else 1
     order, rises = [], []
@@ -111,7 +112,7 @@ def _trace(w: Tensor, inverse: Tensor, diagonal: Tensor, steps: int, pattern: Pa
             if quota is not None:
                 quota.scatter_add_(1, order[-1] // size, torch.full_like(q, -1))
         stay = w.isfinite().nonzero()[:, 1].view(rows, -1)
-        inverses = _shed(inverses, panel, stay)
+        inverses = _shed(inverses, panel, stay, own=len(order) > panel.shape[1])
         w, place, floor = (entry.gather(1, stay) for entry in (w, place, floor))
     return torch.cat(order, 1), torch.cat(rises, 1)
 
@@ -124,10 +125,16 @@ def _quota(w: Tensor, pattern: Pattern) -> Tensor | None:
     return torch.full(shape, pattern.m - pattern.n, dtype=torch.int64, device=w.device)
 
 
-def _shed(inverses: Tensor, panel: Tensor, stay: Tensor) -> Tensor:
-    """The inverses after a panel of losses, without the rows and columns that went."""
-    left = inverses.new_empty(len(stay), stay.shape[1], stay.shape[1])
-    for one, rest, out in zip(inverses, stay, left, strict=True):
-        torch.gather(one.index_select(0, rest), 1, rest.expand(len(rest), -1), out=out)
+def _shed(inverses: Tensor, panel: Tensor, stay: Tensor, own: bool) -> Tensor:
+    """The inverses after a panel of losses, without the rows and columns that went; in place where they are our own."""
+    rows, size = stay.shape
+    if own:
+        for one, rest in zip(inverses, stay, strict=True):
+            shed(one, rest)
+        left = inverses.as_strided((rows, size, size), (inverses.stride(0), size, 1))
+    else:
+        left = inverses.new_empty(rows, size, size)
+        for one, rest, out in zip(inverses, stay, left, strict=True):
+            shed(one, rest, out)
     panel = panel.gather(2, stay[:, None].expand(-1, panel.shape[1], -1))
     return left.baddbmm_(panel.mT, panel, alpha=-1)

@@ -10,9 +10,10 @@ from secateur.core.errors import DataError, UsageError
 from secateur.core.patterns import NM
 from secateur.core.reading import Paper
 from secateur.core.sockets import Solver
-from secateur.solvers._layer import Layer, check_damping, factor, solve
+from secateur.solvers._layer import Layer, check_damping, inverse, shed, solve
 
 _LIMIT = 1 << 30
+_SHED = 64
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Obs(Solver):
         DataError: for a matrix that is not finite, or singular in spite of the damping.
 
     Cost: O(in²) time for each pruned weight, in a Python loop; one float64 copy of the Gram matrix for each row that
-    loses a weight, and two. ``exact_obs`` gives the same weights faster and with less memory.
+    loses a weight, and one where there are several. ``exact_obs`` gives the same weights faster and with less memory.
     """
 
     damping: float = 1e-4
@@ -61,37 +62,62 @@ class Obs(Solver):
         return solve(_eliminate, weight, gram, pattern, keep, self.damping)
 
 
+@dataclass
+class _Row:
+    """What is left of a row: its weights, their columns and their inverse; zeros where weights went since it shrank."""
+
+    w: Tensor
+    place: Tensor
+    inverse: Tensor
+
+    def lose(self, q: int, pivot: float) -> None:
+        """Take weight ``q`` of those left away and let the others make up for it, in place."""
+        column = self.inverse[q].clone()
+        self.w.sub_(column * (float(self.w[q]) / pivot))
+        self.inverse.addr_(column, column, alpha=-1 / pivot)
+        self.inverse[q], self.inverse[:, q], self.w[q] = 0.0, 0.0, 0.0
+
+    def shrink(self, mask: Tensor) -> None:
+        """Leave out what has gone, in place."""
+        stay = mask[self.place].nonzero()[:, 0]
+        self.w, self.place, self.inverse = self.w[stay], self.place[stay], shed(self.inverse, stay)
+
+    def rises(self, closed: Tensor) -> Tensor:
+        """What the loss of each weight left would cost; infinite where it cannot go."""
+        return (self.w.square() / self.inverse.diagonal()).masked_fill(closed[self.place], torch.inf)
+
+
 def _eliminate(layer: Layer) -> tuple[Tensor, Tensor]:
-    w, gone = layer.weight, layer.weight.numel() - layer.keep
+    w, gone = layer.rows(), layer.weight.numel() - layer.keep
     _check_memory(min(gone, len(w)), w.shape[1])
-    first = torch.cholesky_inverse(factor(layer))
-    inverses: dict[int, Tensor] = {}  # a row shares the first inverse until it loses a weight
-    mask = torch.ones_like(w, dtype=torch.bool)
-    rises = w.square() / first.diagonal()
-    best = rises.amin(1)
+    first = inverse(layer)
+    mask, every = torch.ones_like(w, dtype=torch.bool), torch.arange(w.shape[1], device=w.device)
+    best = (w.square() / first.diagonal()).amin(1)
+    rows: dict[int, _Row] = {}  # a row shares the first inverse until it loses a weight
     for _ in range(gone):
         r = int(best.argmin())
-        q = int(rises[r].argmin())
-        if r not in inverses:
-            inverses[r] = first.clone()
-        _remove(w[r], inverses[r], q)
-        mask[r, q] = False
-        rises[r] = (w[r].square() / inverses[r].diagonal()).masked_fill(_closed(mask[r], layer), torch.inf)
-        best[r] = rises[r].amin()
+        if r not in rows:
+            rows[r] = _Row(w[r].clone(), every, first if len(w) == 1 else first.clone())
+        row = rows[r]
+        q = int(row.rises(_closed(mask[r], layer)).argmin())
+        row.lose(q, _positive(float(row.inverse[q, q]), layer.damping))
+        mask[r, row.place[q]] = False
+        if int(mask[r].sum()) <= len(row.w) - _SHED:
+            row.shrink(mask[r])
+        best[r] = row.rises(_closed(mask[r], layer)).amin()
+    for r, row in rows.items():
+        w[r, row.place] = row.w
     return w, mask
 
 
-def _remove(w: Tensor, inverse: Tensor, q: int) -> None:
-    """Take weight ``q`` of one row away and let the others make up for it, in place."""
-    column, pivot = inverse[q].clone(), float(inverse[q, q])
+def _positive(pivot: float, damping: float) -> float:
     if not pivot > 0:
         raise DataError(
-            f"the inverse Hessian lost its sign: {pivot:.3g} on its diagonal, by rounding. Raise the damping tenfold, "
-            "or use more examples than the layer has inputs."
+            f"the inverse Hessian lost its sign: {pivot:.3g} on its diagonal, by rounding, with damping {damping:g}. "
+            f"Raise the damping, for example to {max(0.01, 10 * damping):g}, or use more examples than the layer has "
+            "inputs."
         )
-    w.sub_(column * (float(w[q]) / pivot))
-    inverse.addr_(column, column, alpha=-1 / pivot)
-    inverse[q], inverse[:, q], w[q] = 0.0, 0.0, 0.0
+    return pivot
 
 
 def _closed(mask: Tensor, layer: Layer) -> Tensor:

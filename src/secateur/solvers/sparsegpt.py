@@ -11,7 +11,7 @@ from secateur.core.patterns import NM
 from secateur.core.reading import Paper
 from secateur.core.select import top_mask
 from secateur.core.sockets import Solver
-from secateur.solvers._layer import Layer, check_damping, factor, solve
+from secateur.solvers._layer import Layer, check_damping, factor, solve, turn
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class SparseGpt(Solver):
         ModelError: for weights that are not finite.
         DataError: for a matrix that is not finite, or singular in spite of the damping.
 
-    Cost: O(in³ + out · in²) time; four float64 copies of the Gram matrix and three of the layer.
+    Cost: O(in³ + out · in²) time; one float64 copy of the Gram matrix and two of the layer.
     """
 
     damping: float = 0.01
@@ -63,34 +63,39 @@ class SparseGpt(Solver):
         return solve(self._sweep, weight, gram, pattern, keep, self.damping)
 
     def _sweep(self, layer: Layer) -> tuple[Tensor, Tensor]:
-        upper = _upper(layer)
-        w = layer.weight.T.contiguous()  # a column of the layer is a row in memory
+        upper = factor(layer, reverse=True).T
+        turn(upper)
+        upper = upper.T  # H = R·Rᵀ, and R⁻¹ is the factor of H⁻¹
+        # A column of the layer is a row in memory; where the sweep has been, it holds what the column has lost
+        w = layer.weight.T.to(upper.dtype, copy=True, memory_format=torch.contiguous_format)
+        w[layer.dead] = 0.0
         mask = torch.ones_like(w, dtype=torch.bool)
         group = layer.pattern.m if isinstance(layer.pattern, NM) else 1
-        block = max(self.block // group, 1) * group
+        block = min(max(self.block // group, 1) * group, len(w))
+        eye = torch.eye(block, dtype=w.dtype, device=w.device)
         for start in range(0, len(w), block):
             stop = min(start + block, len(w))
+            own = upper[start:stop, start:stop]
+            inverse = torch.linalg.solve_triangular(own, eye[: stop - start, : stop - start], upper=True)
+            now = w[start:stop].addmm(inverse.T, upper[:start, start:stop].T @ w[:start])
             if group == 1:
                 count = _gone(layer, stop) - _gone(layer, start)
-                mask[start:stop] = _chosen(w[start:stop], upper.diagonal()[start:stop], count)
-            left = torch.zeros_like(w[start:stop])
-            for j in range(start, stop):
-                if isinstance(layer.pattern, NM) and j % group == 0:
-                    rises = (w[j : j + group] / upper.diagonal()[j : j + group, None]).square()
-                    mask[j : j + group] = layer.pattern.mask(rises.T, layer.pattern.n * w.shape[1]).T
-                left[j - start] = w[j].masked_fill(mask[j], 0.0) / upper[j, j]
-                w[j:stop].addr_(upper[j, j:stop], left[j - start], alpha=-1)
-            w[stop:].addmm_(upper[start:stop, stop:].T, left, alpha=-1)
-        return w.T, mask.T
+                mask[start:stop] = _chosen(now, inverse.diagonal(), count)
+            _prune(now, mask[start:stop], inverse, layer.pattern)
+            w[start:stop] -= now
+        del upper, own
+        return w.neg_().add_(layer.weight.T).T, mask.T
 
 
-def _upper(layer: Layer) -> Tensor:
-    """U with ``H⁻¹ = UᵀU``: the inverse of the factor of H from its last column to its first."""
-    lower = factor(layer, reverse=True)
-    identity = torch.eye(len(lower), dtype=lower.dtype, device=lower.device)
-    inverse = torch.linalg.solve_triangular(lower, identity, upper=False, out=identity)
-    del lower
-    return inverse.flip(0, 1)
+def _prune(now: Tensor, mask: Tensor, factor: Tensor, pattern: Any) -> None:
+    """A block ``(columns, out)`` from its first column to its last, in place; N:M fills in the mask on the way."""
+    for j in range(len(now)):
+        if isinstance(pattern, NM) and j % pattern.m == 0:
+            group = slice(j, j + pattern.m)
+            rises = (now[group] / factor.diagonal()[group, None]).square()
+            mask[group] = pattern.mask(rises.T, pattern.n * now.shape[1]).T
+        left = now[j].masked_fill(mask[j], 0.0) / factor[j, j]
+        now[j:].addr_(factor[j, j:], left, alpha=-1)
 
 
 def _gone(layer: Layer, stop: int) -> int:
