@@ -36,6 +36,7 @@ bench: $(READY)
 	OMP_NUM_THREADS=2 $(BIN)/python benchmarks/bench_hold.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_scoring.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_threshold.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_solvers.py
 
 # The tables of docs/results/runtime.md, about 15 minutes; DEEPSPARSE=PYTHON adds that engine from its own environment
 bench-runtime: $(READY)

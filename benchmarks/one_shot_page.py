@@ -26,7 +26,7 @@ global magnitude does, so that they differ from it in nothing but which weights 
 def write_page(rows_file: Path, page: Path, networks: Sequence[str]) -> None:
     """The page, from whatever rows there are."""
     rows = [json.loads(line) for line in rows_file.read_text().splitlines()]
-    counts = "1,024 (LeNet-5, bert_tiny), 256 (ResNet-20) or 64 (the language models)"
+    counts = "512 (LeNet-5, bert_tiny), 256 (ResNet-20) or 64 (the language models)"
     seeds = ", ".join(map(str, sorted({row["seed"] for row in rows})))
     parts = [HEAD.format(examples=counts, seeds=seeds), _beaten(rows, networks)]
     for network in networks:

@@ -11,15 +11,17 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import claims  # noqa: E402
 from claims.kit import RESULTS, Claim, interval  # noqa: E402
+
+import claims  # noqa: E402
 
 PAGE = ROOT / "docs" / "claims.md"
 HEAD = """# The papers' claims
 
-Every claim is a command; it prints its figures and whether each inequality holds. The inequalities were set before the figures
-were seen. What fails stays here as failed. Sizes are what two processor cores can check, so a claim that holds here supports the
-paper and one that fails does not refute it. Figures are means over the seeds with Student's 95 % interval.
+Every claim is a command; it prints its figures and whether each inequality holds. The inequalities were set before the
+figures were seen. What fails stays here as failed. Sizes are what two processor cores can check, so a claim that holds
+here supports the paper and one that fails does not refute it. Figures are means over the seeds with Student's 95 %
+interval. Minutes are those of one processor core.
 
 This page is made by `python scripts/claims_page.py` from the recorded figures in `claims/results`.
 """
@@ -41,7 +43,7 @@ def page() -> str:
         held = f"{sum(c['held'] for c in checks)} of {len(checks)}" if found else "not measured"
         anchor = claim.title.lower().replace(" ", "-")
         anchor = "".join(c for c in anchor if c.isalnum() or c in "-_")
-        rows.append(f"| [{claim.title}](#{anchor}) | {held} | {found['minutes'] if found else claim.minutes:g} |")
+        rows.append(f"| [{claim.title}](#{anchor}) | {held} | {claim.minutes:g} |")
     return "\n".join([HEAD, *rows, "", *(_part(claim) for claim in every)]).rstrip() + "\n"
 
 
@@ -57,7 +59,8 @@ def _part(claim: Claim) -> str:
     lines += [f"`python -m claims.{claim.name}{options}`"]
     if found is None:
         return "\n".join([*lines, "", "Not measured yet.", ""])
-    lines[-1] += f", seeds {', '.join(map(str, found['seeds']))}: {found['minutes']:g} minutes, torch {found['torch']}."
+    seeds = ", ".join(map(str, found["seeds"]))
+    lines[-1] += f", seeds {seeds}; about {claim.minutes:g} minutes. Recorded with torch {found['torch']}."
     lines += ["", "| | |", "|---|---|"]
     lines += [f"| {'held' if check['held'] else '**failed**'} | {check['says']} |" for check in found["checks"]]
     lines += ["", "| figure | mean | ± |", "|---|---|---|"]

@@ -11,6 +11,8 @@ from secateur.engine.compensating import compensate, plan_layers
 from secateur.solvers.exact_obs import ExactObs
 from secateur.solvers.sparsegpt import SparseGpt
 
+pytestmark = pytest.mark.filterwarnings("ignore:the network is not at a minimum")  # it has not been trained
+
 
 @pytest.fixture
 def task():
