@@ -244,7 +244,7 @@ def test_without_second_derivatives_the_slope_is_the_forecast():
     assert record.forecast == pytest.approx(float(-(slope * w * ~mask).sum()), rel=1e-12)
 
 
-@pytest.mark.filterwarnings("ignore:the network is not at a minimum")
+@pytest.mark.filterwarnings("ignore::secateur.engine.cautions.Caution")
 def test_the_verb_tells_layers_with_a_solver_and_without(task):
     told = secateur.prune(Task(copy.deepcopy(task.model), task.loss, task.data), "sparsity 0.5", layers=True)
     solved = secateur.prune(task, "sparsity 0.5", solver=ExactObs(damping=0.1), layers=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from secateur.report.sections import EMPTY, Cell, Report, Section
 from secateur.report.source import RunRecord, StepRecord, read_run
-from secateur.report.views import baselines, curves, forecast, layers, left_alone, repeat, verdict
+from secateur.report.views import baselines, curves, forecast, layer_forecast, layers, left_alone, repeat, verdict
 
 # Each view gives a section, or one sentence why there is none (empty when nobody would miss it).
 VIEWS: tuple[Callable[[RunRecord], Section | str], ...] = (
@@ -17,6 +17,7 @@ VIEWS: tuple[Callable[[RunRecord], Section | str], ...] = (
     layers.section,
     curves.section,
     forecast.section,
+    layer_forecast.section,
     left_alone.section,
     repeat.section,
 )

@@ -100,7 +100,32 @@ class Bars:
     high: Number | None = None
 
 
-Chart = Lines | Bars
+@dataclass(frozen=True)
+class Dots:
+    """Points on two logarithmic axes of one range, beside the line on which both values are equal.
+
+    Args:
+        title: what it shows.
+        x: what runs along the bottom, with its unit.
+        y: what runs up the side, with its unit.
+        names: what each point is.
+        points: ``(x, y)``, both positive.
+        says: the same in one sentence, for those who cannot see it.
+        low: lower edge of the shaded band, as a ratio ``y / x`` below 1.
+        high: upper edge of it, above 1.
+    """
+
+    title: str
+    x: str
+    y: str
+    names: tuple[str, ...]
+    points: tuple[tuple[Number, Number], ...]
+    says: str
+    low: Number
+    high: Number
+
+
+Chart = Lines | Bars | Dots
 
 
 @dataclass(frozen=True)
@@ -154,7 +179,7 @@ class Report:
 
 def _plain(entry: Any) -> Any:
     if is_dataclass(entry) and not isinstance(entry, type):
-        kind = {"kind": type(entry).__name__.lower()} if isinstance(entry, Lines | Bars) else {}
+        kind = {"kind": type(entry).__name__.lower()} if isinstance(entry, Chart) else {}
         table = {f.name: getattr(entry, f.name) for f in fields(entry)}
         return kind | {name: _plain(v) for name, v in table.items() if name in ("value", "text") or not _empty(v)}
     if isinstance(entry, tuple | list):

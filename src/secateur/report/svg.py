@@ -1,4 +1,4 @@
-"""Line and bar charts as inline SVG. Colours come from the page's style sheet, so they follow light and dark."""
+"""Line, bar and dot charts as inline SVG. Colours come from the page's style sheet, so they follow light and dark."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from html import escape
 
 from secateur.report.numbers import number, shorten, tick
 from secateur.report.scale import Scale
-from secateur.report.sections import Bars, Chart, Lines, Number, Series
+from secateur.report.sections import Bars, Chart, Dots, Lines, Number, Series
 
 WIDTH, HEIGHT = 480, 250
 LEFT, RIGHT, TOP, BOTTOM = 52, 22, 14, 40
@@ -18,11 +18,12 @@ PITCH = 17
 UPRIGHT = 40
 HOVERS = 48
 STYLES = 4
+DECADES = 12
 
 
 def figure(chart: Chart) -> str:
     """A chart with its caption, its legend and a text alternative."""
-    body = _lines(chart) if isinstance(chart, Lines) else _bars(chart)
+    body = _lines(chart) if isinstance(chart, Lines) else _dots(chart) if isinstance(chart, Dots) else _bars(chart)
     legend = _legend(chart) if isinstance(chart, Lines) else ""
     says = f"<p>{escape(chart.says)}</p>"
     return f"<figure><figcaption><h3>{escape(chart.title)}</h3>{says}</figcaption>{legend}{body}</figure>"
@@ -157,6 +158,35 @@ def _hovers(chart: Lines, across: Scale) -> list[str]:
         told += [what for at, what in chart.marks if x <= at < upto]
         parts.append(_box("hover", left, TOP, right - left, HEIGHT - TOP - BOTTOM, "\n".join(told)))
     return parts
+
+
+def _dots(chart: Dots) -> str:
+    values = [value for point in chart.points for value in point]
+    low, high = (round_(math.log10(v)) for round_, v in ((math.floor, min(values)), (math.ceil, max(values))))
+    high = min(max(high, low + 1, DECADES - 300), 308)  # powers of ten that a float can hold
+    low = max(low, high - DECADES)
+    across = Scale(10.0**low, 10.0**high, LEFT, WIDTH - RIGHT, True)
+    up = Scale(10.0**low, 10.0**high, HEIGHT - BOTTOM, TOP, True)
+    parts = [_band(chart, across, up), *_frame(across, up, chart.x, chart.y)]
+    parts.append(_line(across.start, up.start, across.end, up.end, "mark"))
+    radius = 3.5 if len(chart.points) <= 30 else 2.5
+    for name, (x, y) in zip(chart.names, chart.points, strict=True):
+        told = escape(f"{shorten(name, 80)}: {chart.x} {number(x)}, {chart.y} {number(y)}")
+        kind = f"dot s{int(not chart.low <= y / x <= chart.high)}"
+        place = f'cx="{_at(across(min(x, across.high)))}" cy="{_at(up(min(y, up.high)))}" r="{radius:g}"'
+        parts.append(f'<circle class="{kind}" {place}><title>{told}</title></circle>')
+    return _svg(HEIGHT, chart.title, chart.says, parts)
+
+
+def _band(chart: Dots, across: Scale, up: Scale) -> str:
+    """The part of the frame where ``y / x`` lies between two ratios, of which one is below and one above 1."""
+    low, high = across.low, across.high
+    corners = [
+        (low, low), (low / chart.low, low), (high, high * chart.low),
+        (high, high), (high / chart.high, high), (low, low * chart.high),
+    ]  # fmt: skip
+    path = "L".join(f"{_at(across(min(x, high)))} {_at(up(min(y, high)))}" for x, y in corners)
+    return f'<path class="band" d="M{path}Z"/>'
 
 
 def _bars(chart: Bars) -> str:

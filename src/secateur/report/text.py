@@ -10,7 +10,7 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from secateur.report.numbers import number, shorten
-from secateur.report.sections import Bars, Cell, Chart, Column, Number, Report, Section, Series, Table
+from secateur.report.sections import Cell, Chart, Column, Lines, Number, Report, Section, Series, Table
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _ASCII = str.maketrans({"−": "-", "–": "-", "×": "x", "…": "~", "·": "|", "µ": "u", "→": ">", "²": "2"})
@@ -96,8 +96,8 @@ def _entry(cell: Cell, column: Column, first: bool, console: Console) -> Text:
 
 
 def _chart(chart: Chart, console: Console) -> None:
-    """A line a curve; bars are in the table already."""
-    if isinstance(chart, Bars):
+    """A line a curve; bars and dots are in the table already."""
+    if not isinstance(chart, Lines):
         return
     _say(console, chart.title if chart.title == chart.says else f"{chart.title}: {chart.says}")
     if not _unicode(console):
