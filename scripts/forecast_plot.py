@@ -187,18 +187,23 @@ def _cell(value: float | None) -> str:
 
 
 def cause(row: Mapping[str, Any]) -> str:
-    """What a forecast outside the band is wrong by: the first of the steps from it to the truth that is too long.
+    """What a forecast outside the band is wrong by: every step from it to the truth that is outside the band itself.
 
     >>> cause({"rise": 9.0, "quadratic": 1.0, "slope": 0.0, "bend": 1.0, "forecast": 1.0})
     'higher orders'
-    >>> cause({"rise": 9.0, "quadratic": 9.0, "slope": 8.0, "bend": 1.0, "forecast": 1.0, "diagonal": 1.0})
-    'slope'
+    >>> cause({"rise": 9.0, "quadratic": 9.0, "slope": 8.0, "bend": 1.0, "forecast": 99.0, "diagonal": 1.0})
+    'error of the estimate, slope'
     """
-    if not near(row["quadratic"] / row["rise"]):
-        return "higher orders"
-    if abs(row["slope"]) > abs(row["bend"]):
-        return "slope"
-    return "off the diagonal" if not near(row["diagonal"] / row["bend"]) else "estimate of the diagonal"
+    steps = [("higher orders", row["quadratic"], row["rise"])]
+    if "diagonal" in row:
+        steps = [
+            ("error of the estimate", row["forecast"], row["diagonal"]),
+            ("off the diagonal", row["diagonal"], row["bend"]),
+            ("slope", row["bend"], row["quadratic"]),
+            *steps,
+        ]
+    found = [name for name, one, two in steps if not (two and near(one / two)) and one != two]
+    return ", ".join(found) or "several steps, none by itself"
 
 
 def outside(nets: Sequence[Row]) -> list[str]:
@@ -211,7 +216,7 @@ def outside(nets: Sequence[Row]) -> list[str]:
     for net, row, _ in found:
         key = net["name"], row["method"], cause(row)
         causes[key] = causes.get(key, 0) + 1
-    lines = [f"- {name}, {method}: {count} by {why}" for (name, method, why), count in sorted(causes.items())]
+    lines = [f"- {name}, {method}: {count} by: {why}" for (name, method, why), count in sorted(causes.items())]
     heads = ("network", "method", "layer", "without", "forecast", "other signs", "slope", "curvature",
              "measured rise (95 %)", "ratio", "wrong by")  # fmt: skip
     lines += ["", f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]

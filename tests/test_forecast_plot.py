@@ -75,10 +75,12 @@ def row(method="obd", forecast=1.0, rise=1.0, slope=0.0, bend=1.0, diagonal=1.0,
         (row("obs", rise=-9.0), "higher orders"),
         (row(rise=9.0, slope=8.0), "slope"),
         (row(rise=9.0, bend=9.0), "off the diagonal"),
-        (row(rise=9.0, bend=9.0, diagonal=9.0), "estimate of the diagonal"),
+        (row(rise=9.0, bend=9.0, diagonal=9.0), "error of the estimate"),
+        (row(rise=9.0, forecast=90.0, slope=8.0), "error of the estimate, slope"),
+        (row(rise=8.0, bend=2.0, slope=2.0, diagonal=1.0), "several steps, none by itself"),
     ],
 )
-def test_a_ratio_outside_is_put_down_to_the_first_step_that_is_too_long(given, why):
+def test_a_ratio_outside_is_put_down_to_the_steps_that_are_too_long(given, why):
     assert page.cause(given) == why
 
 
@@ -97,7 +99,7 @@ def test_the_page_counts_by_its_rule_and_keeps_its_other_words(tmp_path, monkeyp
     assert "| `a` | 10 | 0.30 | 3.00 | **3.10** | small | **-1.00** | 1.00 |" in text
     assert "| net on data | obs | 10% | 0 of 1 | 0 | – | – | – |" in text
     assert "| net on data | obd | 30% | 1 of 1 | 1 | 3.00 | 3.00 | 3.00 |" in text
-    assert "- net on data, obd: 1 by estimate of the diagonal" in text
-    assert "- net on data, obs: 1 by higher orders" in text
+    assert "- net on data, obd: 1 by: error of the estimate" in text
+    assert "- net on data, obs: 1 by: higher orders" in text
     picture = (tmp_path / "docs" / "forecast.svg").read_text()
     assert picture.count("<circle") == 4 and "1 rises, 1 in the band; 1 below zero not drawn" in picture

@@ -90,8 +90,9 @@ class Synflow(Criterion):
         if not (torch.isfinite(flow) and flow != 0):
             raise ModelError(
                 f"the flow through the network is {flow.item()}: "
-                + ("no path is left" if flow == 0 else "it is too deep or too wide for float64")
-                + ". Leave layers out with `--skip`, or use another criterion, such as `snip`."
+                + ("no path is left" if flow == 0 else "it is too deep or wide, or its example too long, for float64")
+                + ". Leave layers out with `--skip`, give a shorter example (`-s criterion.shape=[8]`: 8 tokens), or "
+                "use another criterion, such as `snip`."
             )
         wanted = [at[name] for name in masks]
         slopes = torch.autograd.grad(flow, wanted, allow_unused=True, materialize_grads=True)

@@ -228,9 +228,7 @@ def _check(where: str, split: Split, kind: Kind, outputs: int) -> None:
     }
     wanted = {"image": "uint8 (N, C, H, W)", "features": "floating (N, D)"}.get(kind, "int64 (N, T)")
     if not fits[kind]:
-        raise DataError(
-            f"{where}: inputs of kind {kind!r} must be {wanted}, these are {x.dtype} {tuple(x.shape)}."
-        )
+        raise DataError(f"{where}: inputs of kind {kind!r} must be {wanted}, these are {x.dtype} {tuple(x.shape)}.")
     if y.dtype != torch.int64 or (y.shape != x.shape if kind == "text" else y.dim() != 1):
         shape = tuple(x.shape) if kind == "text" else f"({len(x)},)"
         raise DataError(f"{where}: labels must be int64 {shape}, these are {y.dtype} {tuple(y.shape)}.")
