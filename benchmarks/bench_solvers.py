@@ -305,8 +305,9 @@ that the caller hands over, twice as many. `alps` runs 3 rounds and 2 steps of t
 
 {chr(10).join(f"- {what}" for what in missed) or "Nothing, counted in float64 copies."}
 
-`obs` holds an inverse for each row that loses a weight, so with more than two rows it is above the goal for memory.
-`obd` takes 32 random signs where the network is no chain of layers that the recursion knows, and each costs a product
+`alps` on a square layer holds eigenvectors, two layers and blocks; the search for the threshold takes 24 MiB besides,
+whatever the size, which is 0.76 copies here. `obs` holds an inverse for each row that loses a weight, so with more than
+two rows it is above the goal for memory. `obd` takes 32 random signs where the network is no chain of layers that the recursion knows, and each costs a product
 with the curvature.
 """
 

@@ -322,7 +322,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Writes docs/forecast.md, .svg and .json.")
     parser.add_argument("folders", nargs="*", help="LeNet-5 on MNIST and ResNet-20 on CIFAR-10, dense")
     parser.add_argument("--data-dir")
-    parser.add_argument("--examples", type=int, nargs="+", default=[1024, 256], help="training examples by network")
+    parser.add_argument("--examples", type=int, nargs="+", default=[256, 128], help="training examples by network")
     parser.add_argument("--dtype", nargs="+", choices=("float64", "float32"), default=["float64", "float32"])
     parser.add_argument("--redraw", action="store_true", help="from docs/forecast.json")
     request = parser.parse_args()
