@@ -262,17 +262,19 @@ def memory(width: int = 2048) -> list[Row]:
     return rows
 
 
+def _table(head: Row, rows: list[Sequence[str]]) -> str:
+    return "\n".join("| " + " | ".join(row) + " |" for row in [head, ("---",) * 3, *rows])
+
+
 def page() -> str:
     """The page of results, from what was recorded last of each section."""
     lines = map(json.loads, RESULTS.read_text(encoding="utf-8").splitlines())
     last = {line["section"]: line for line in lines if line["benchmark"] == "solvers"}
     load = [value for line in last.values() for value in line["load"]]
+    rounds = [last[name]["rounds"] for name in ("sparsegpt", "exact_obs", "criteria")]
     times = [row for name in SECTIONS if name != "memory" for row in last[name]["rows"]]
     on, peaks = machine(), last["memory"]["rows"]
     missed = [what for what, _, verdict in times + peaks if "**missed**" in verdict]
-
-    def table(head: Row, rows: list[Sequence[str]]) -> str:
-        return "\n".join("| " + " | ".join(row) + " |" for row in [head, ("---",) * 3, *rows])
 
     return f"""# What the solvers and the second-order criteria cost
 
@@ -284,22 +286,27 @@ Weights are random, inputs correlated; the matrices are float32 (float64 for `ob
 
 ## Time
 
-{table(("what", "figure", "goal"), times)}
+{_table(("what", "figure", "goal"), times)}
 
 What `sparsegpt` is measured by: a Cholesky factorisation of the Gram matrix, its inverse, a factorisation of the
 inverse, and one product of two matrices of that size, all in float64. It does one factorisation and no inverse,
 the sweep, and two half products that compare each row with zeroing. The loops over rows beside `exact_obs` do 2 rows
 of 512 and all losses of each; their time is scaled up. One is a plain loop that updates the whole inverse, out of
 place, at every loss; the other works in place on what is left. `obd` and `sosp_h` stand beside one forward and
-backward pass over the same data.
+backward pass over the same data. `obs` is judged by its CPU seconds: the wall shows how little of the machine it had.
+Medians of {min(rounds)} rounds or more (`obs` once), sections one by one: differences of a few per cent are noise.
 
-## Memory
+{_memory(peaks, missed)}"""
+
+
+def _memory(peaks: list[Sequence[str]], missed: list[str]) -> str:
+    return f"""## Memory
 
 By how much the peak resident set of a process rises during one call, in float64 copies of the Gram matrix, the type
 the solvers work in. The goal is 3 such copies and one of the layer. "As given" counts in copies of the float32 matrix
 that the caller hands over, twice as many. `alps` runs 3 rounds and 2 steps of the fit, which hold as much as any more.
 
-{table(("layer", "peak", "goal"), peaks)}
+{_table(("layer", "peak", "goal"), peaks)}
 
 ## Missed
 
@@ -307,8 +314,8 @@ that the caller hands over, twice as many. `alps` runs 3 rounds and 2 steps of t
 
 `alps` on a square layer holds eigenvectors, two layers and blocks; the search for the threshold takes 24 MiB besides,
 whatever the size, which is 0.76 copies here. `obs` holds an inverse for each row that loses a weight, so with more than
-two rows it is above the goal for memory. `obd` takes 32 random signs where the network is no chain of layers that the recursion knows, and each costs a product
-with the curvature.
+two rows it is above the goal for memory. `obd` takes 32 random signs where the network is no chain of layers that the
+recursion knows, and each costs a product with the curvature.
 """
 
 
