@@ -195,9 +195,12 @@ def _cut(way: Way, method: Any, task: Task, sparsity: float, before: Masks | Non
 
 def _in_rounds(method: Criterion, task: Task, sparsity: float, masks: Masks | None) -> Masks:
     """Scored anew each time 3 % of what is left have gone, on from the masks of a lower sparsity."""
+    if masks is not None:
+        masks.apply_(task.model)
     while masks is None or masks.sparsity < sparsity - 1e-9:
         share = min(sparsity, 1 - (1 - (0.0 if masks is None else masks.sparsity)) * (1 - SHARE))
         masks = plan(task, f"sparsity {share:.9f}", method, forecast=False, masks=masks).masks
+        masks.apply_(task.model)  # the next scores are those of what is left
         if share == sparsity:
             break
     return masks

@@ -100,9 +100,10 @@ def run(claim: Claim, words: Sequence[str] | None = None) -> int:
     parser.add_argument("--data-dir", default=None, help="where data sets lie (default: $SECATEUR_DATA)")
     parser.add_argument("--write", action="store_true", help=f"record the figures in claims/results/{claim.name}.json")
     parser.add_argument("--work", type=Path, default=Path("runs/claims"), help="finished seeds are kept here")
+    parser.add_argument("--again", action="store_true", help="make the figures of finished seeds anew")
     asked = parser.parse_args(words)
     try:
-        rows, seconds = _rows(claim, asked.seeds, asked.data_dir, asked.work)
+        rows, seconds = _rows(claim, asked.seeds, asked.data_dir, asked.work, asked.again)
     except SecateurError as error:
         print(f"{parser.prog}: error: {error}", file=sys.stderr)
         return sys.exit(2)
@@ -115,13 +116,15 @@ def run(claim: Claim, words: Sequence[str] | None = None) -> int:
     return sys.exit(0 if all(check["held"] for check in held) else 3)
 
 
-def _rows(claim: Claim, seeds: Sequence[int], data: str | None, work: Path) -> tuple[list[Figures], float]:
+def _rows(
+    claim: Claim, seeds: Sequence[int], data: str | None, work: Path, again: bool = False
+) -> tuple[list[Figures], float]:
     """The figures of every seed; those that the same file has given before are read, not made again."""
     source = _digest(claim)
     rows, total = [], 0.0
     for seed in seeds:
         file = work / f"{claim.name}-{seed}-{source}.json"
-        if file.is_file():
+        if file.is_file() and not again:
             known = json.loads(file.read_text())
         else:
             began = time.process_time()  # other jobs may run beside it
@@ -136,12 +139,24 @@ def _rows(claim: Claim, seeds: Sequence[int], data: str | None, work: Path) -> t
 
 
 def _digest(claim: Claim) -> str:
-    """Of the code that makes the figures: the file without its words about them, and private files it takes from."""
-    file = Path(inspect.getfile(claim.one))
-    code = _code(file)
-    beside = [n.module or "" for n in code if isinstance(n, ast.ImportFrom) and (n.module or "").startswith("claims._")]
-    code += [node for module in beside for node in _code(file.with_name(f"{module.removeprefix('claims.')}.py"))]
-    return hashlib.sha256("".join(ast.unparse(node) for node in code).encode()).hexdigest()[:12]
+    """Of the code that makes the figures: the file without its words about them, and files beside it that it uses."""
+    code, waiting, done = "", [Path(inspect.getfile(claim.one))], set()
+    while waiting:
+        file = waiting.pop()
+        done.add(file)
+        for node in _code(file):
+            code += ast.unparse(node)
+            waiting += [place for name in _beside(node) if (place := file.with_name(f"{name}.py")) not in done]
+    return hashlib.sha256(code.encode()).hexdigest()[:12]
+
+
+def _beside(node: ast.stmt) -> list[str]:
+    """The claims' own files that an import names, all but this one."""
+    if not isinstance(node, ast.ImportFrom) or (node.module or "").partition(".")[0] != "claims":
+        return []
+    inner = (node.module or "").partition(".")[2]
+    names = [inner] if inner else [alias.name for alias in node.names]
+    return [name for name in names if name != "kit"]
 
 
 def _code(file: Path) -> list[ast.stmt]:

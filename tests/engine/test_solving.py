@@ -51,3 +51,34 @@ def test_what_does_not_go_together(task):
         secateur.prune(task, "sparsity 0.5", curvature="ggn")
     with pytest.raises(UsageError, match="averaged copies cannot follow"):
         secateur.prune(task, "sparsity 0.5", solver=ExactObs(), also=[nn.Linear(1, 1)])
+
+
+def test_a_plan_brings_its_pattern(task):
+    made = secateur.plan(task, "2:4", only=["*weight"])
+    cut = secateur.prune(task, made, solver=SparseGpt())
+    assert all(int(mask.view(-1, 4).sum(1).max()) == 2 for mask in cut.masks.values())
+
+
+def test_a_plan_with_tensors_that_are_no_layers_is_refused(task):
+    made = secateur.plan(task, "sparsity 0.5", only=["*"])
+    with pytest.raises(UsageError, match="the plan prunes `0.bias`"):
+        secateur.prune(task, made, solver=SparseGpt())
+
+
+def test_an_optimizer_of_another_network_changes_nothing(task):
+    old = {name: p.detach().clone() for name, p in task.params().items()}
+    with pytest.raises(secateur.SecateurError):
+        secateur.prune(
+            task, "sparsity 0.5", solver=SparseGpt(), optimizer=torch.optim.SGD(nn.Linear(2, 2).parameters())
+        )
+    assert all(torch.equal(old[name], p) for name, p in task.params().items())
+
+
+def test_macs_are_no_target_for_the_whole_network(task):
+    with pytest.raises(UsageError, match="counts MACs"):
+        secateur.prune(task, "macs 50%", solver=ExactObs(), curvature="ggn")
+
+
+def test_an_indefinite_hessian_is_named(task):
+    with pytest.raises(secateur.SecateurError, match="smallest eigenvalue is -"):
+        secateur.prune(task, "sparsity 0.5", solver=ExactObs(damping=0.0), curvature="hessian")

@@ -102,7 +102,8 @@ class Synflow(Criterion):
         """One example of ones: of ``shape``, as the data has them, or as the first layer takes them."""
         where = device_of(task.model)
         if self.shape:
-            return torch.ones((1, *self.shape), dtype=torch.float64, device=where)
+            kind = torch.int64 if _takes_tokens(task) else torch.float64
+            return torch.ones((1, *self.shape), dtype=kind, device=where)
         try:
             return tree_map(_one, next(iter(task.batches()))[0])
         except DataError as error:
@@ -115,6 +116,12 @@ class Synflow(Criterion):
             if isinstance(first, nn.Embedding):
                 return torch.zeros((1, 1), dtype=torch.int64, device=where)
             raise DataError(f"the shape of an example is not known; give it as `shape`. {error}") from error
+
+
+def _takes_tokens(task: Task) -> bool:
+    """Whether the first layer looks rows up: whole numbers are what it takes, and any will do."""
+    layers = (m for m in unwrap(task.model).modules() if next(iter(m.parameters(recurse=False)), None) is not None)
+    return isinstance(next(layers, None), nn.Embedding)
 
 
 class _Flow(TorchFunctionMode):

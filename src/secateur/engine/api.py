@@ -9,11 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 
 from secateur.core.budget import Target
-from secateur.core.errors import DataError, UsageError
+from secateur.core.errors import DataError, SecateurError, UsageError
 from secateur.core.losses import CrossEntropy
 from secateur.core.masks import Masks
 from secateur.core.names import unwrap
@@ -167,8 +168,15 @@ def prune(
         return carry_out(task, plan_or_to, optimizer=optimizer, also=also, layers=layers, **options)
     if also:
         raise UsageError("a solver moves weights, so averaged copies cannot follow; begin a new average afterwards.")
+    before = {name: p.detach().clone() for name, p in task.params().items()}
     solved = solve(task, solver, plan_or_to, inputs=inputs, curvature=curvature, rounds=rounds, **options)
-    done = carry_out(task, replace(solved.plan, forecast=None), optimizer=optimizer)
+    try:
+        done = carry_out(task, replace(solved.plan, forecast=None), optimizer=optimizer)
+    except SecateurError:  # an optimizer of another network
+        with torch.no_grad():
+            for name, p in task.params().items():
+                p.copy_(before[name])
+        raise
     return replace(done, plan=solved.plan, layers=solved.layers, rounds=solved.rounds)
 
 

@@ -58,6 +58,22 @@ def plan_layers(
     return replace(made, left_alone=left)
 
 
+def check_layers(task: Task, made: Plan) -> None:
+    """Refuse a plan with tensors that a solver cannot work on.
+
+    Raises:
+        UsageError: naming them and the reason.
+    """
+    held = owners(task.model)
+    foreign = _foreign(task, {name: _layers(name, held[name]) for name in made.masks})
+    if foreign:
+        names = ", ".join(f"`{name}`" for name in foreign)
+        raise UsageError(
+            f"the plan prunes {names}, but {next(iter(foreign.values()))}. Pass the target instead of the plan, or "
+            "leave them out of it (`skip`)."
+        )
+
+
 def compensate(
     task: Task, made: Plan, solver: Solver, pattern: Pattern, inputs: Inputs = "sequential", forecast: bool = True
 ) -> tuple[Plan, list[LayerCut]]:
@@ -164,17 +180,20 @@ def _solve(
     new, mask = torch.empty_like(weight), torch.empty_like(weight, dtype=torch.bool)
     for part, matrix in _groups(weight, gram):
         rows, columns = weight[part], _columns(weight, pattern)
-        back = torch.argsort(columns)
+        flat = rows.flatten(1)
+        if columns is not None:
+            flat, matrix = flat[:, columns], matrix[columns][:, columns]
         with blame(solver):
-            made, kept = solver(
-                rows.flatten(1)[:, columns], matrix[columns][:, columns], pattern, int(planned[part].sum())
-            )
+            made, kept = solver(flat, matrix, pattern, int(planned[part].sum()))
         if int(kept.sum()) != int(planned[part].sum()) or bool((made[~kept] != 0).any()):
             raise UsageError(
                 f"{solver} kept {int(kept.sum()):,} weights of `{name}` where {int(planned[part].sum()):,} were asked "
                 "for, or left pruned ones that are not zero. Mend the solver."
             )
-        new[part], mask[part] = made[:, back].reshape(rows.shape).to(weight.dtype), kept[:, back].reshape(rows.shape)
+        if columns is not None:
+            back = torch.argsort(columns)
+            made, kept = made[:, back], kept[:, back]
+        new[part], mask[part] = made.reshape(rows.shape).to(weight.dtype), kept.reshape(rows.shape)
     return new, mask
 
 
@@ -185,11 +204,11 @@ def _groups(weight: Tensor, gram: Gram) -> Iterator[tuple[slice, Tensor]]:
         yield slice(group * size, (group + 1) * size), gram.matrix[group]
 
 
-def _columns(weight: Tensor, pattern: Pattern) -> Tensor:
-    """The order of a row's entries: as stored, or channels last, where N:M groups lie next to each other."""
-    count, width = weight[0].numel(), weight.shape[1]
-    order = torch.arange(count, device=weight.device)
-    return order.view(width, -1).t().flatten() if isinstance(pattern, NM) and weight.ndim > 2 else order
+def _columns(weight: Tensor, pattern: Pattern) -> Tensor | None:
+    """The order of a row's entries: as stored (None), or channels last, where N:M groups lie next to each other."""
+    if not isinstance(pattern, NM) or weight.ndim <= 2:
+        return None
+    return torch.arange(weight[0].numel(), device=weight.device).view(weight.shape[1], -1).t().flatten()
 
 
 def _record(name: str, old: Tensor, new: Tensor, mask: Tensor, gram: Gram) -> LayerCut:

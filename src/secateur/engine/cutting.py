@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -71,6 +71,7 @@ class Plan:
         target: what was asked for.
         forecast: the expected change of the loss.
         costs: MACs for one weight of each tensor.
+        pattern: which shapes zeros take.
     """
 
     masks: Masks
@@ -79,6 +80,7 @@ class Plan:
     target: Target
     forecast: Forecast | None
     costs: Mapping[str, int]
+    pattern: Pattern = field(default_factory=Unstructured)
 
     def __str__(self) -> str:
         """A table: one row a tensor, then the totals and what is left alone."""
@@ -176,7 +178,7 @@ def plan(
     guess = _forecast(task, chosen) if forecast else None
     if guess is not None:
         check_slope(criterion, guess.slope, guess.curvature)
-    return Plan(chosen, counts, left, target, guess, costs)
+    return Plan(chosen, counts, left, target, guess, costs, pattern)
 
 
 def prune(
@@ -213,7 +215,7 @@ def prune(
     after = made.forecast
     if after is not None:
         after = Forecast(after.before, after.slope, after.curvature, task.mean_loss())
-    done = Plan(made.masks, made.counts, made.left_alone, made.target, after, made.costs)
+    done = replace(made, forecast=after)
     return Cut(task.model, made.masks, done, optimizer, held, records)
 
 

@@ -130,6 +130,8 @@ def refit_last_layer(
     mask = torch.ones_like(old, dtype=torch.bool)
     if masks is not None and f"{name}.weight" in masks:
         mask[:, : module.in_features] = masks[f"{name}.weight"].to(old.device)
+    if masks is not None and f"{name}.bias" in masks and module.bias is not None:
+        mask[:, -1] = masks[f"{name}.bias"].to(old.device)
     new = _rounded(module, old + _solved(sums, mask, module.in_features, damping), mask)
     change = new - old
     gain = ((change @ sums.gram) * change).sum(1) - 2 * (change * sums.pull).sum(1)

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 
 from secateur.core.allocations import Allocation, Global
 from secateur.core.errors import FileError, UsageError, nearest
-from secateur.core.patterns import Pattern, Unstructured
+from secateur.core.patterns import NM, Pattern, Unstructured
 from secateur.core.sockets import Criterion, Probe, Rule, Solver
 from secateur.criteria.magnitude import Magnitude
 from secateur.engine.binding import bind, table_of
@@ -194,6 +194,27 @@ class PruneStep:
             raise UsageError(f"prune: rounds is {self.rounds}; it must be at least 1.")
         if self.solver is None and (self.curvature != "layers" or self.rounds != 1):
             raise UsageError("prune: curvature and rounds are for solvers; name one, for example exact_obs.")
+        if self.solver is not None:
+            self._check_solver()
+
+    def _check_solver(self) -> None:
+        pattern = aim(self.to, self.pattern)[1]
+        if not isinstance(pattern, Unstructured | NM):
+            raise UsageError(f"prune: solvers take single weights or N:M, not {pattern}; leave the pattern out.")
+        if self.curvature == "layers":
+            if self.rounds != 1:
+                raise UsageError(
+                    f"prune: rounds is {self.rounds}, but layers are solved once; set `curvature`, such as fisher."
+                )
+            return
+        if not isinstance(pattern, Unstructured):
+            raise UsageError(
+                'prune: the curvature of the whole network takes single weights; use curvature = "layers".'
+            )
+        if self.inputs != "sequential":
+            raise UsageError(
+                "prune: inputs are for layers, and curvature for the whole network; leave one of them out."
+            )
 
 
 @dataclass(frozen=True)

@@ -95,8 +95,8 @@ def _normed(model: nn.Module) -> Iterator[_BatchNorm]:
 def reestimate(task: Task) -> int:
     """Take means and variances of BatchNorm anew, from the task's data and the weights as they are now.
 
-    Every layer forgets its statistics and takes the plain average over all batches (each batch weighs the same, its
-    variance unbiased, as torch's cumulative average does). All other layers act as in evaluation: dropout is off. The
+    Every layer forgets its statistics and takes the average over all batches (each batch weighs by its examples, its
+    variance is unbiased). All other layers act as in evaluation: dropout is off. The
     network's modes and the layers' momentum are left as they were. Weights do not change.
 
     Args:
@@ -133,12 +133,13 @@ def reestimate(task: Task) -> int:
 def _pass(task: Task, layers: list[_BatchNorm]) -> None:
     for layer in layers:
         layer.reset_running_stats()
-        layer.momentum = None
         layer.training = True
     seen = 0
     for inputs, _, count in task.batches():
         if count > 1:
+            seen += count
+            for layer in layers:
+                layer.momentum = count / seen  # the running mean over examples
             call(task.model, inputs)
-            seen += 1
     if not seen:
         raise DataError("BatchNorm has no variance over a single example; pass batches of at least two.")

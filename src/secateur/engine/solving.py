@@ -14,7 +14,7 @@ from secateur.core.patterns import Pattern, Unstructured
 from secateur.core.sockets import Solver
 from secateur.core.task import Task
 from secateur.engine.cautions import check_passes, check_slope
-from secateur.engine.compensating import Inputs, LayerCut, compensate, plan_layers
+from secateur.engine.compensating import Inputs, LayerCut, check_layers, compensate, plan_layers
 from secateur.engine.cutting import Forecast, Plan, aim, plan
 from secateur.engine.surgeon import Curvature, Round, operate
 
@@ -51,7 +51,8 @@ def solve(
         solver: the method.
         *choices: target, criterion, allocation and pattern, as for :func:`secateur.plan`; the target may be a plan.
         inputs: what each layer is given, as for :func:`secateur.engine.compensating.compensate`.
-        curvature: ``"layers"``, or the curvature of the loss over all weights: ``"ggn"``, ``"fisher"``, ``"hessian"``.
+        curvature: ``"layers"``, or the curvature of the loss over all weights: ``"ggn"``, ``"fisher"``, ``"hessian"``;
+            the solver then spreads the weights itself, and criterion and allocation have no say.
         rounds: how often the curvature of the whole network is taken anew.
         heard: called after each round.
         **options: as for :func:`secateur.plan`.
@@ -65,6 +66,8 @@ def solve(
         if rounds != 1:
             raise UsageError(f"rounds is {rounds}, but layers are solved once; set `curvature`, for example to fisher.")
         pattern = _pattern(choices, options)
+        if made is not None:
+            check_layers(task, made)
         made = made or plan_layers(task, solver, *choices, **options)
         done, layers = compensate(task, made, solver, pattern, inputs)
         return Solved(done, layers=tuple(layers))
@@ -73,7 +76,7 @@ def solve(
 
 def _pattern(choices: tuple[Any, ...], options: dict[str, Any]) -> Pattern:
     if choices and isinstance(choices[0], Plan):
-        return aim(choices[0].target, options.get("pattern"))[1]
+        return choices[0].pattern
     given = {**dict(zip(("to", "criterion", "allocation", "pattern"), choices, strict=False)), **options}
     return aim(given.get("to"), given.get("pattern"))[1]
 
@@ -91,6 +94,11 @@ def _whole(
     if not isinstance(_pattern(choices, options), Unstructured):
         raise UsageError('the curvature of the whole network takes single weights; use `curvature = "layers"`.')
     made = made or plan(task, *choices, **{**options, "forecast": False})
+    if made.target.kind == "macs":
+        raise UsageError(
+            f"the target {made.target} counts MACs, which depend on where weights go, and the curvature of the whole "
+            'network decides that. Ask for `params 10%`, or use `curvature = "layers"`.'
+        )
     before = options.get("masks") or {}
     chosen = {name: mask for name, mask in made.masks.items() if name not in made.left_alone}
     start = Masks({n: before[n] if n in before else torch.ones_like(mask) for n, mask in chosen.items()})

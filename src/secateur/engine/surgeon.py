@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from secateur.core.errors import BudgetError, UsageError
+from secateur.core.errors import BudgetError, DataError, ModelError, UsageError
 from secateur.core.masks import Masks
 from secateur.core.patterns import Unstructured
 from secateur.core.sockets import Solver, blame
@@ -119,8 +119,18 @@ def _round(task: Task, masks: Masks, keep: int, solver: Solver, kind: Kind) -> t
     )
     old = op.flatten(task.params())
     matrix = op.dense()
-    with blame(solver):
-        new, kept = solver(old[None], matrix, Unstructured(), keep)
+    try:
+        with blame(solver):
+            new, kept = solver(old[None], matrix, Unstructured(), keep)
+    except DataError as error:
+        least = float(torch.linalg.eigvalsh(matrix.double())[0]) if kind == "hessian" else 0.0
+        if least >= 0:
+            raise
+        raise ModelError(
+            f"the hessian of {op.size:,} weights is indefinite: its smallest eigenvalue is {least:.3g}, its mean "
+            f"diagonal {float(matrix.diagonal().mean()):.3g}, and the damping of {solver} does not make up for it. "
+            'Train nearer to a minimum, or take `curvature = "ggn"` or "fisher", which are never negative.'
+        ) from error
     new, kept = new[0], kept[0]
     if int(kept.sum()) != keep or bool((new[~kept] != 0).any()):
         raise UsageError(
