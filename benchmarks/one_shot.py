@@ -172,7 +172,7 @@ def _results(way: Way, task: Task, sparsities: list[float], seed: int, judge: Ca
 def _method(way: Way, task: Task, seed: int) -> Criterion | Solver:
     options = {**dict(way.options), **({"seed": seed} if way.name == "random" else {})}
     if way.name == "synflow" and type(task.model).__name__ == "RecurrentNet":
-        options["shape"] = (8,)  # over 128 steps the flow of a recurrent network is infinite
+        options["shape"] = (3,)  # the flow of an LSTM has an infinite value from 5 steps on
     method = find("solvers" if way.solver else "criteria", way.name)(**options)
     if way.solver or way.name == "synflow":
         return method

@@ -91,7 +91,7 @@ class Synflow(Criterion):
             raise ModelError(
                 f"the flow through the network is {flow.item()}: "
                 + ("no path is left" if flow == 0 else "it is too deep or wide, or its example too long, for float64")
-                + ". Leave layers out with `--skip`, give a shorter example (`-s criterion.shape=[8]`: 8 tokens), or "
+                + ". Leave layers out with `--skip`, give a shorter example (`-s criterion.shape=[3]`: 3 tokens), or "
                 "use another criterion, such as `snip`."
             )
         wanted = [at[name] for name in masks]
