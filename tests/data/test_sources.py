@@ -71,6 +71,15 @@ def test_nettalk_windows_spell_the_words_and_their_sounds(data_dir):
                 at += 1
 
 
+def test_nettalk_tokens_are_the_one_hot_windows(data_dir):
+    hot, tokens = (load("nettalk", data_dir, test_words=20, tokens=choice) for choice in (False, True))
+    assert tokens.kind == "tokens" and tokens.train.x.dtype == torch.int64 and tokens.input_shape == (7,)
+    assert torch.equal(hot.train.x.view(-1, 7, 29).argmax(2), tokens.train.x)
+    assert torch.equal(hot.test.y, tokens.test.y)
+    with pytest.raises(UsageError, match="must be true or false"):
+        load("nettalk", data_dir, tokens=1)
+
+
 def test_nettalk_test_words_can_be_sampled(data_dir):
     one, two = (load("nettalk", data_dir, test_words=50, seed=s) for s in (0, 0))
     assert one.digest == two.digest != load("nettalk", data_dir, test_words=50, seed=1).digest

@@ -134,9 +134,8 @@ def nettalk(where: Where, *, test_words: int | None = None, tokens: bool = False
         test = [test[i] for i in torch.randperm(len(test), generator=stream(seed, "nettalk"))[:test_words]]
     classes = sorted({a + b for _, sounds, stress in entries for a, b in zip(sounds, stress, strict=True)})
     note = f"{len({e[0] for e in train})} of {len(common)} common words are in the dictionary."
-    kind = "tokens" if tokens else "features"
-    parts = [_windows(part, classes, tokens) for part in (train, test)]
-    return Dataset("nettalk", *parts, tuple(classes), kind, note=note)
+    learn, judge = (_windows(part, classes, tokens) for part in (train, test))
+    return Dataset("nettalk", learn, judge, tuple(classes), "tokens" if tokens else "features", note=note)
 
 
 def _nettalk_entries(file: Path) -> list[tuple[str, str, str]]:
