@@ -165,3 +165,8 @@ def test_the_whole_network_as_one_vector(call, dense, tmp_path, solver, curvatur
 def test_choices_that_do_not_go_together(call, dense, tmp_path, words, says):
     code, _, err = call("prune", dense, *words, "-o", tmp_path / "out")
     assert code == 2 and says in err
+
+
+def test_a_wrong_choice_names_its_option(call, dense, tmp_path):
+    code, _, err = call("prune", dense, "--solver", "alps", "--curvature", "wrong", "-o", tmp_path / "out")
+    assert code == 2 and "--curvature" in err and "fisher" in err and "verb" not in err

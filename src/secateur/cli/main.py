@@ -17,7 +17,7 @@ class _Parser(argparse.ArgumentParser):
     """argparse, with the nearest verb suggested."""
 
     def error(self, message: str) -> None:  # type: ignore[override]
-        if "invalid choice" in message and len(message.split("'")) > 1:
+        if message.startswith("argument VERB: invalid choice") and len(message.split("'")) > 1:
             message = (
                 f"there is no verb {message.split(chr(39))[1]!r}. {nearest(message.split(chr(39))[1], verbs.VERBS)}"
             )
