@@ -21,7 +21,7 @@ class _Parser(argparse.ArgumentParser):
             message = (
                 f"there is no verb {message.split(chr(39))[1]!r}. {nearest(message.split(chr(39))[1], verbs.VERBS)}"
             )
-        raise UsageError(f"{message} See `{self.prog} --help`.")
+        raise UsageError(f"{message}{'' if message[-1:] in '.?' else '.'} See `{self.prog} --help`.")
 
 
 def parser() -> argparse.ArgumentParser:
