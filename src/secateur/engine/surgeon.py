@@ -123,7 +123,8 @@ def _round(task: Task, masks: Masks, keep: int, solver: Solver, kind: Kind) -> t
         with blame(solver):
             new, kept = solver(old[None], matrix, Unstructured(), keep)
     except DataError as error:
-        least = float(torch.linalg.eigvalsh(matrix.double())[0]) if kind == "hessian" else 0.0
+        told = kind != "hessian" or "smallest eigenvalue" in str(error)
+        least = 0.0 if told else float(torch.linalg.eigvalsh(matrix.double())[0])
         if least >= 0:
             raise
         raise ModelError(
