@@ -87,4 +87,4 @@ def drawn(net: nn.Module, seed: int) -> dict[str, Tensor]:
 
 def spearman(one: Tensor, other: Tensor) -> float:
     """Spearman's rank correlation of two vectors."""
-    return float(stats.spearmanr(one.numpy(), other.numpy())[0])  # type: ignore[arg-type]
+    return float(stats.spearmanr(one.numpy(), other.numpy())[0])
