@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 from secateur.core.errors import DataError, ModelError
-from secateur.core.names import aliases, parameters, plain, unwrap
+from secateur.core.names import aliases, owners, parameters, plain, unwrap
 from secateur.core.task import Task, examples
 
 _spec = importlib.util.spec_from_file_location("task_kit", pathlib.Path(__file__).with_name("task_kit.py"))
@@ -170,3 +170,38 @@ def test_a_network_that_answers_differently_each_time_is_noticed():
 
     with pytest.raises(DataError, match="two passes over the same data gave losses"):
         Task(Noisy(), LOSS, [points(4)]).check_deterministic()
+
+
+class Twice(nn.Module):
+    """One module under two names, called twice, its weight tied to a third."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Linear(4, 4)
+        self.norm = nn.BatchNorm1d(4)
+        self.b, self.again = self.a, self.norm
+        self.c = nn.Linear(4, 4, bias=False)
+        self.c.weight = self.a.weight
+
+    def forward(self, x):
+        return self.c(self.again(self.b(torch.tanh(self.norm(self.a(x))))))
+
+
+def test_a_module_under_two_names_is_replaced_in_every_place_and_keeps_its_parameters():
+    net, x, y = Twice().double(), torch.randn(6, 4, dtype=torch.float64), torch.randn(6, 4, dtype=torch.float64)
+    task = Task(net, nn.functional.mse_loss, [(x, y)])
+    held = {name: tuple(map(id, module.parameters(recurse=False))) for name, module in net.named_modules()}
+    at = {name: p.detach() + 0.1 for name, p in task.params().items()}
+    moved = copy.deepcopy(net).eval()
+    with torch.no_grad():
+        for p in moved.parameters():
+            p += 0.1
+    loss = nn.functional.mse_loss(moved(x), y)
+    truth = dict(zip(at, torch.autograd.grad(loss, list(moved.parameters())), strict=True))
+    for statistics in ("running", "fresh"):
+        task.gradients(statistics=statistics)
+    for name, slope in task.gradients(at).items():
+        torch.testing.assert_close(slope, truth[name], rtol=1e-12, atol=1e-14)
+    assert task.mean_loss(at) == pytest.approx(loss.item(), rel=1e-14)
+    assert held == {name: tuple(map(id, module.parameters(recurse=False))) for name, module in net.named_modules()}
+    assert owners(net)["a.weight"] == (net.a, net.c)

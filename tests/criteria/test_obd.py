@@ -106,6 +106,25 @@ def test_random_signs_come_closer_with_more_of_them_and_do_not_see_pruned_weight
     assert all(not scores[name][~half[name]].any() and scores[name][half[name]].all() for name in half)
 
 
+@pytest.mark.parametrize("name", ["attention", "tied", "conv_bn"])
+def test_signs_at_the_outputs_come_closer_with_more_of_them_and_are_what_auto_takes(name):
+    task = CASES[name]()
+    half = Masks({n: p > -0.1 for n, p in task.params().items() if p.dim() > 1})
+    exact = Obd("exact")(task, half)
+
+    def off(draws, seed):
+        found = Obd("outputs", seed=seed, draws=draws)(task, half)
+        assert all((found[key] >= 0).all() and not found[key][~half[key]].any() for key in half)
+        return torch.stack([(found[key] - exact[key]).norm() / exact[key].norm() for key in half])
+
+    few, many = (torch.stack([off(draws, seed) for seed in range(6)]).mean(0) for draws in (4, 64))
+    assert (many < 0.25).all()
+    assert 2.5 < (few / many).mean() < 6.5  # by the root of 16, give or take
+    few = Obd("outputs", draws=4)(task, half)
+    for key, score in Obd(draws=4)(task, half).items():
+        torch.testing.assert_close(score, few[key], rtol=0, atol=0)
+
+
 def test_a_blank_input_scores_zero_and_permuted_channels_keep_their_scores():
     task, masks = chain(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 3))
     for x, _ in task.data:
@@ -120,8 +139,13 @@ def test_a_blank_input_scores_zero_and_permuted_channels_keep_their_scores():
 
 def test_bad_input_is_refused_and_negative_curvature_is_told():
     task = CASES["attention"]()
-    with pytest.raises(UsageError, match="samples must be at least 2, not 1"):
-        Obd(samples=1)(task, Masks.dense(task.model))
+    with pytest.raises(UsageError, match="samples must be at least 2 and draws at least 1, not 1 and 1"):
+        Obd(samples=1)
+    with pytest.raises(UsageError, match="'outputs' is that of curvature 'ggn'"):
+        Obd("outputs", "hessian")
+    ranking = Task(task.model, lambda out, y: out.square().mean().sqrt(), task.data)  # mixes the examples
+    with pytest.raises(ModelError, match="not known.*hutchinson"):
+        Obd("outputs")(ranking, Masks.dense(task.model))
     with pytest.raises(ModelError, match="_Transformer is none"):
         Obd("recursion")(task, Masks.dense(task.model))
     task = dense([[1.0, 2.0], [2.0, -3.0]])

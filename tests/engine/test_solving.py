@@ -7,6 +7,8 @@ from torch import nn
 import secateur
 from secateur.core.errors import UsageError
 from secateur.core.task import Task
+from secateur.criteria.obd import Obd
+from secateur.criteria.wanda import Wanda
 from secateur.engine.compensating import compensate, plan_layers
 from secateur.solvers.exact_obs import ExactObs
 from secateur.solvers.sparsegpt import SparseGpt
@@ -82,3 +84,27 @@ def test_macs_are_no_target_for_the_whole_network(task):
 def test_an_indefinite_hessian_is_named(task):
     with pytest.raises(secateur.SecateurError, match="smallest eigenvalue is -"):
         secateur.prune(task, "sparsity 0.5", solver=ExactObs(damping=0.0), curvature="hessian")
+
+
+class Shared(nn.Module):
+    """One module under two names, used for two layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(8, 8)
+        self.second = self.first
+        self.out = nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.out(self.second(self.first(x).relu()).relu())
+
+
+@pytest.mark.parametrize("method", [{"solver": SparseGpt()}, {"criterion": Wanda()}, {"criterion": Obd()}])
+def test_a_module_under_two_names_is_one_layer(method):
+    torch.manual_seed(0)
+    task = Task(Shared(), nn.functional.cross_entropy, [(torch.randn(64, 8), torch.randint(0, 4, (64,)))])
+    before = task.model.first.weight
+    cut = secateur.prune(task, "sparsity 0.5", **method)
+    assert set(cut.masks) == {"first.weight", "out.weight"} and cut.masks.kept == (64 + 32) // 2
+    assert task.model.first.weight is before and task.model.second is task.model.first
+    assert int((before != 0).sum()) == int(cut.masks["first.weight"].sum())

@@ -161,6 +161,18 @@ def test_the_second_order_forecast_agrees_with_the_task():
     assert half == pytest.approx(task.taylor(direction)[1], rel=1e-9)
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_the_gradient_on_the_way_to_a_product_is_that_of_the_task(name):
+    task = CASES[name]()
+    op = Operator(task, some_kept(task))
+    v = torch.randn(op.size, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    slope, product = op.with_gradient(v)
+    torch.testing.assert_close(slope, op.flatten(task.gradients()), **TIGHT)
+    torch.testing.assert_close(product, op @ v, **TIGHT)
+    with pytest.raises(UsageError, match="comes with the 'hessian' times"):
+        Operator(task, op.masks, "ggn").with_gradient(v)
+
+
 @pytest.mark.parametrize("kind", ["hessian", "ggn", "fisher"])
 def test_any_cut_into_batches_gives_the_same(kind):
     task = CASES["conv_bn"]()

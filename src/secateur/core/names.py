@@ -49,8 +49,9 @@ def aliases(model: nn.Module) -> dict[str, list[str]]:
 
 def owners(model: nn.Module) -> dict[str, tuple[nn.Module, ...]]:
     """The modules that hold each tensor (several for tied weights), under the tensor's first name."""
-    modules = dict(unwrap(model).named_modules())
+    modules = dict(unwrap(model).named_modules(remove_duplicate=False))
     found: dict[str, tuple[nn.Module, ...]] = {}
     for first, every in aliases(model).items():
-        found[first] = tuple(modules[name.rpartition(".")[0]] for name in every)
+        holders = {id(modules[name.rpartition(".")[0]]): modules[name.rpartition(".")[0]] for name in every}
+        found[first] = tuple(holders.values())  # a module under two names holds it once
     return found

@@ -103,7 +103,7 @@ class Task:
         # fresh memory, since autograd may return one tensor for two parameters; half types add up in float32
         sums = [torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32)) for p in points.values()]
         total = 0
-        with frozen(self.model):  # once, not for every batch
+        with frozen(self.model), recurrent(self.model):  # once, not for every batch
             for inputs, target, n in self.batches():
                 value = self.loss_at((inputs, target), points, statistics)
                 check_loss(value)
@@ -127,7 +127,7 @@ class Task:
         first = second = 0.0
         total = 0
         for inputs, target, n in self.batches():
-            with sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative
+            with sdpa_kernel(SDPBackend.MATH), recurrent(self.model):  # fused attention has no second derivative
                 value = self.loss_at((inputs, target), points)
             slopes = torch.autograd.grad(value, list(points.values()), create_graph=True, materialize_grads=True)
             slope = torch.stack([(g * d).sum() for g, d in zip(slopes, along, strict=True)]).sum()
@@ -216,8 +216,27 @@ def call(model: nn.Module, inputs: Any, at: Named | None = None) -> Any:
     args, kwargs = ((), dict(inputs)) if isinstance(inputs, Mapping) else ((inputs,), {})
     if isinstance(inputs, tuple | list):
         args = tuple(inputs)
-    output = functional_call(model, _original(model, at), args, kwargs) if at else model(*args, **kwargs)
+    output = _replaced(model, _original(model, at), args, kwargs) if at else model(*args, **kwargs)
     return getattr(output, "logits", output)
+
+
+def _replaced(model: nn.Module, at: Named, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """``functional_call``, which a module under two names would leave with plain tensors for parameters."""
+    every = [id(module) for _, module in model.named_modules(remove_duplicate=False)]
+    if len(every) == len(set(every)):
+        return functional_call(model, at, args, kwargs)
+    return functional_call(model, _once(model, at), args, kwargs, tie_weights=False)
+
+
+def _once(model: nn.Module, at: Named) -> Named:
+    """The new values under one name for every place that holds the tensor."""
+    own = dict((*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)))
+    modules = dict(model.named_modules(remove_duplicate=False))
+    places: dict[int, dict[tuple[int, str], str]] = {}
+    for name, tensor in own.items():
+        path, _, key = name.rpartition(".")
+        places.setdefault(id(tensor), {}).setdefault((id(modules[path]), key), name)
+    return {place: value for name, value in at.items() for place in places[id(own[name])].values()}
 
 
 def _original(model: nn.Module, at: Named) -> Named:
@@ -250,6 +269,16 @@ def frozen(model: nn.Module, statistics: Statistics = "running") -> Iterator[Nam
         for module, mode in modes.items():
             if module.training != mode:  # setting an attribute of a module is slow
                 module.training = mode
+
+
+@contextlib.contextmanager
+def recurrent(model: nn.Module) -> Iterator[None]:
+    """On CUDA, recurrent layers without cuDNN, which has no backward pass for them in evaluation mode."""
+    model = unwrap(model)
+    with contextlib.ExitStack() as stack:
+        if device_of(model).type == "cuda" and any(isinstance(m, nn.RNNBase) for m in model.modules()):
+            stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+        yield
 
 
 def device_of(model: nn.Module) -> torch.device:

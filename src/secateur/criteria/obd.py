@@ -16,11 +16,11 @@ from secateur.core.reading import Paper
 from secateur.core.sockets import Criterion
 from secateur.core.streams import stream
 from secateur.core.task import Task, check_loss, frozen
-from secateur.linalg.diagonals import exact_diagonal, hutchinson
+from secateur.linalg.diagonals import exact_diagonal, ggn_diagonal, hutchinson
 from secateur.linalg.flat import Flat
 from secateur.linalg.products import Operator
 
-Diagonal = Literal["auto", "recursion", "hutchinson", "exact"]
+Diagonal = Literal["auto", "recursion", "outputs", "hutchinson", "exact"]
 Curvature = Literal["ggn", "hessian"]
 
 _LINEAR = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -43,30 +43,36 @@ class Obd(Criterion):
         diagonal: where ``h`` comes from. ``"recursion"`` is the paper's backward pass: noise-free, exact for one
             hidden layer whose outputs do not mix in the loss (or for the last layer under any loss), an
             approximation otherwise; it takes ``nn.Sequential`` networks of linear and convolution layers,
-            elementwise functions, max pooling and BatchNorm. ``"hutchinson"`` estimates the true diagonal of any
-            network from random signs. ``"exact"`` takes a product with every axis: tiny networks only. ``"auto"``
-            takes the recursion where the network is such a chain, random signs otherwise.
+            elementwise functions, max pooling and BatchNorm. ``"outputs"`` estimates the true diagonal of the
+            Gauss-Newton matrix of any network from random signs at the outputs, one draw for each example, for
+            losses like mean squared error and cross entropy. ``"hutchinson"`` estimates either diagonal under
+            any loss from random signs at the weights, which costs far more. ``"exact"`` takes a product with
+            every axis: tiny networks only. ``"auto"`` takes the first of these that network, loss and curvature
+            allow.
         curvature: ``"ggn"`` (the paper's Levenberg-Marquardt form, without second derivatives of the activations)
-            is never negative for a convex loss; of random signs the size of the estimate plus its standard error
-            counts, so that no weight goes because the estimate of it is poor. ``"hessian"`` may be negative, away
+            is never negative for a convex loss; of ``"hutchinson"`` the size of the estimate plus its standard
+            error counts, so that no weight goes because the estimate of it is poor. ``"hessian"`` may be negative, away
             from a minimum: a warning says for how many weights, and those go first.
         samples: random signs drawn by ``"hutchinson"``; its error falls with their square root.
         seed: of the random signs.
+        draws: random signs at the outputs for each example; the error falls with the root of examples times draws.
 
     Raises:
         UsageError: for an unknown option.
         ModelError: when a weight is NaN or infinite, the network cannot be differentiated twice, or
-            ``"recursion"`` is asked of a network that is no such chain; the message says why.
+            ``"recursion"`` or ``"outputs"`` is asked of a network or loss that it does not take.
         DataError: when the data is empty or spent, or the loss is not finite.
         MaskError: when ``masks`` belong to another network.
 
-    Cost: about three passes over the data (recursion), ``samples`` curvature products, or one for each weight.
+    Cost: about two forward and backward passes over the data (recursion), a gradient for each example (outputs),
+    ``samples`` curvature products, or one for each weight.
     """
 
     diagonal: Diagonal = "auto"
     curvature: Curvature = "ggn"
     samples: int = 32
     seed: int = 0
+    draws: int = 1
 
     paper = Paper(
         "Optimal Brain Damage",
@@ -74,8 +80,8 @@ class Obd(Criterion):
         1990,
         "NIPS 2",
         differs="one score, without the rounds of deleting and training; a loss that mixes its outputs (cross entropy) "
-        "enters the recursion by the diagonal of its Hessian; outside the recursion random signs with their "
-        "standard error added, and for a shared weight its true second derivative, not the sum over its uses",
+        "enters the recursion by the diagonal of its Hessian; outside the recursion random signs, those of Hutchinson "
+        "with their standard error added, and for a shared weight its true second derivative, not the sum over uses",
     )
     needs = frozenset({"gradients", "hessian", "random"})
 
@@ -84,17 +90,17 @@ class Obd(Criterion):
             if getattr(self, name) not in known:
                 ways = ", ".join(map(repr, known))
                 raise UsageError(f"{name} must be one of {ways}, not {getattr(self, name)!r}.")
+        if self.samples < 2 or self.draws < 1:
+            raise UsageError(f"samples must be at least 2 and draws at least 1, not {self.samples} and {self.draws}.")
+        if self.diagonal == "outputs" and self.curvature == "hessian":
+            raise UsageError("diagonal 'outputs' is that of curvature 'ggn', not 'hessian'; use 'hutchinson' for it.")
 
     def __call__(self, task: Task, masks: Masks) -> Named:
         """Scores for every tensor of ``masks``; higher = keep."""
         weights = masks.match(task.model)
         check_finite(dict(weights))
-        flat, bent, error = Flat(task, masks), None, 0.0
-        if self.diagonal in ("auto", "recursion"):
-            bent = self._recursion(task, flat)
-        if bent is None:
-            op, signs = Operator(task, masks, self.curvature), stream(self.seed, "obd")
-            bent, error = (exact_diagonal(op), 0.0) if self.diagonal == "exact" else hutchinson(op, self.samples, signs)
+        flat = Flat(task, masks)
+        bent, error = self._diagonal(task, flat)
         if self.curvature == "ggn" and isinstance(error, Tensor):
             bent = bent.abs() + error
         below = int((bent < -3 * error).sum())
@@ -104,6 +110,24 @@ class Obd(Criterion):
                 f"the curvature is negative for {where}, which go first; train on, or use 'ggn'", stacklevel=2
             )
         return flat.unflatten(bent * flat.flatten({n: w.detach() for n, w in weights.items()}).square() / 2)
+
+    def _diagonal(self, task: Task, flat: Flat) -> tuple[Tensor, Tensor | float]:
+        """The curvature of each kept weight and its standard error, 0 where that is not known."""
+        bent, signs = None, stream(self.seed, "obd")
+        if self.diagonal in ("auto", "recursion"):
+            bent = self._recursion(task, flat)
+        if bent is None and (self.diagonal == "outputs" or (self.diagonal == "auto" and self.curvature == "ggn")):
+            named = ggn_diagonal(task, flat.masks, signs, self.draws)
+            bent = None if named is None else flat.flatten(named)
+            if bent is None and self.diagonal == "outputs":
+                raise ModelError(
+                    "the curvature of this loss in the outputs is not known, or the output is not one tensor with "
+                    "the examples first. Use diagonal 'hutchinson'."
+                )
+        if bent is not None:
+            return bent, 0.0
+        op = Operator(task, flat.masks, self.curvature)
+        return (exact_diagonal(op), 0.0) if self.diagonal == "exact" else hutchinson(op, self.samples, signs)
 
     def _recursion(self, task: Task, flat: Flat) -> Tensor | None:
         """The diagonal by the paper's backward pass; None where the network is no chain and need not be one."""
@@ -121,8 +145,9 @@ class Obd(Criterion):
                 for layer in layers:
                     passed.append(_run(layer, _state(layer, flat.dtype), passed[-1]).detach())
                 slope, bend = _outer(task, passed.pop(), target)
+                slope = slope if self.curvature == "hessian" else None  # nothing else asks for it
                 for layer in reversed(layers):
-                    own, slope, bend = _back(layer, passed.pop(), slope, bend, self.curvature == "hessian")
+                    own, slope, bend = _back(layer, passed.pop(), slope, bend)
                     for key, part in own.items():
                         total[names[id(getattr(layer, key))]] += n * part
             count += n
@@ -169,16 +194,21 @@ def _outer(task: Task, output: Tensor, target: Any) -> tuple[Tensor, Tensor]:
 
 
 @torch.enable_grad()
-def _back(layer: nn.Module, x: Tensor, slope: Tensor, bend: Tensor, curved: bool) -> tuple[Named, Tensor, Tensor]:
+def _back(layer: nn.Module, x: Tensor, slope: Tensor | None, bend: Tensor) -> tuple[Named, Tensor | None, Tensor]:
     """Second derivatives in a layer's own weights, and both derivatives in its input, from those in its output."""
     state, x = _state(layer, x.dtype), x.detach().requires_grad_()
-    y = _run(layer, state, x)
-    if type(layer) in _EACH:
-        (first,) = torch.autograd.grad(y.sum(), x, create_graph=True)
-        second = torch.autograd.grad(first.sum(), x)[0] if curved and first.requires_grad else 0.0
-        return {}, first.detach() * slope, first.detach().square() * bend + second * slope
-    (down,) = torch.autograd.grad(y, x, slope, retain_graph=True)
-    if type(layer) in _MOVES:
+    linear, down = type(layer) in _LINEAR, None
+    y = None if linear and slope is None else _run(layer, state, x)
+    if type(layer) in _EACH and y is not None:
+        (first,) = torch.autograd.grad(y.sum(), x, create_graph=slope is not None)
+        bend = first.detach().square() * bend
+        if slope is None:
+            return {}, None, bend
+        second = torch.autograd.grad(first.sum(), x)[0] if first.requires_grad else 0.0
+        return {}, first.detach() * slope, bend + second * slope
+    if slope is not None and y is not None:
+        (down,) = torch.autograd.grad(y, x, slope, retain_graph=True)
+    if not linear and y is not None:
         return {}, down, torch.autograd.grad(y, x, bend)[0]
     # a sum of products has the squares of its factors as second derivatives: its own backward pass, over squares
     squares = {key: (v.square() if key == "weight" else v.clone()).requires_grad_() for key, v in state.items()}

@@ -30,7 +30,7 @@ class SospH(Criterion):
         DataError: when the data is empty or spent, or the loss is not finite.
         MaskError: when ``masks`` belong to another network.
 
-    Cost: one gradient and one Hessian product (two more backward passes) over the data; memory of four gradients.
+    Cost: one Hessian product over the data, which gives the gradient on its way; memory of four gradients.
     """
 
     paper = Paper(
@@ -48,8 +48,8 @@ class SospH(Criterion):
         weights = masks.match(task.model)
         check_finite(dict(weights))
         curvature = Operator(task, masks)
-        slopes = task.gradients()
-        curved = curvature.unflatten(curvature @ curvature.flatten({n: w.detach() for n, w in weights.items()}))
+        both = curvature.with_gradient(curvature.flatten({n: w.detach() for n, w in weights.items()}))
+        slopes, curved = map(curvature.unflatten, both)
         scores = {}
         for name, w in weights.items():
             wide = torch.promote_types(w.dtype, torch.float32)  # products in half precision tie

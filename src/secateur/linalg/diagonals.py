@@ -1,4 +1,4 @@
-"""Diagonals of curvatures: of the empirical Fisher, by random signs, and exactly."""
+"""Diagonals of curvatures: of the empirical Fisher, by random signs at outputs or weights, and exactly."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from torch import Generator, Tensor
 from secateur.core.errors import UsageError
 from secateur.core.masks import Masks
 from secateur.core.names import Named
-from secateur.core.task import Task
+from secateur.core.task import Task, call, frozen
+from secateur.linalg.factors import root, signs
 from secateur.linalg.flat import Flat, Symmetric
 from secateur.linalg.products import per_example_gradients
 
@@ -37,6 +38,54 @@ def fisher_diagonal(task: Task, masks: Masks) -> Named:
         total += rows.square().sum(0)
         count += len(rows)
     return flat.unflatten(total / count)
+
+
+def ggn_diagonal(task: Task, masks: Masks, generator: Generator, draws: int = 1) -> Named | None:
+    """The diagonal of the Gauss-Newton matrix ``mean JᵀRJ`` by random signs at the outputs; zeros where pruned.
+
+    With a root ``R = A Aᵀ`` (:func:`~secateur.linalg.factors.root`) and random signs ``s``, the squares of ``JᵀAs``
+    have the diagonal as their mean. Every example has signs of its own and examples never mix, so the error falls
+    with the root of their number too; that of random signs at the weights grows with the whole row of the matrix.
+
+    Args:
+        task: network, loss and data; the output must be one tensor with the examples first.
+        masks: True = kept.
+        generator: of the random signs.
+        draws: how many for each example.
+
+    Returns:
+        Estimates that are never negative, float32 or wider; None where the output is no such tensor or the loss
+        is one whose root is not known.
+
+    Raises:
+        UsageError: for fewer than one draw.
+        DataError: when a gradient or the loss is not finite, or the data is empty or spent.
+        MaskError: when ``masks`` belong to another network.
+
+    Cost: a forward pass, and for each draw that of :func:`~secateur.linalg.products.per_example_gradients`.
+    """
+    if draws < 1:
+        raise UsageError(f"draws must be at least 1, not {draws}.")
+    flat = Flat(task, masks)
+    total, count = torch.zeros(flat.size, dtype=flat.dtype, device=flat.device), 0
+    for inputs, target, n in task.batches():
+        with torch.no_grad(), frozen(task.model):
+            output = call(task.model, inputs)
+        if not isinstance(output, Tensor) or not output.dim() or len(output) != n:
+            return None
+        factor = root(task.loss, output, target, generator)
+        if factor is None:
+            return None
+        for _ in range(draws):
+            v = factor(signs(output.to(flat.dtype), generator)).to(output.dtype)
+            for rows in per_example_gradients(Task(task.model, _inner, [(inputs, v)]), masks):
+                total += n * rows.square().sum(0)
+        count += n
+    return flat.unflatten(total / (count * draws))
+
+
+def _inner(output: Tensor, v: Tensor) -> Tensor:
+    return (output * v).sum()
 
 
 def hutchinson(op: Symmetric, samples: int, generator: Generator) -> tuple[Tensor, Tensor]:

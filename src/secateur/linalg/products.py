@@ -13,20 +13,25 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from secateur.core.errors import DataError, ModelError, UsageError
 from secateur.core.masks import Masks
 from secateur.core.names import Named
-from secateur.core.task import Batch, Task, call, check_loss, check_twice, device_of, frozen
+from secateur.core.task import Batch, Task, call, check_loss, check_twice, frozen, recurrent
 from secateur.linalg.flat import Flat
 from secateur.linalg.memory import check, estimate
 
 Kind = Literal["hessian", "ggn", "fisher"]
 
 _ROWS = 1 << 28  # bytes of the gradients of examples that are held at once
+
+_INFINITE = (
+    "the {} of the loss times a vector is not finite: a weight, a derivative or the vector is NaN or infinite. "
+    "Run `secateur doctor` on the network; half types overflow sooner than float32."
+)
 
 _Product = Callable[[Sequence[Tensor]], Sequence[Tensor]]
 
@@ -69,11 +74,39 @@ class Operator(Flat):
         columns = v.detach().reshape(self.size, -1).to(self.device, self.dtype)
         total = self._outer(columns) if self.kind == "fisher" else self._curved(columns)
         if not torch.isfinite(total).all():
-            raise ModelError(
-                f"the {self.kind} of the loss times a vector is not finite: a weight, a derivative or the vector is "
-                "NaN or infinite. Run `secateur doctor` on the network; half types overflow sooner than float32."
-            )
+            raise ModelError(_INFINITE.format(self.kind))
         return total.reshape(v.shape)
+
+    def with_gradient(self, v: Tensor) -> tuple[Tensor, Tensor]:
+        """The gradient of the mean loss and the Hessian times ``v``, both ``(size,)``, from the same passes.
+
+        Raises:
+            UsageError: for another shape, or another curvature than ``"hessian"``.
+            ModelError: as for a product, and when the gradient is not finite.
+            DataError: when the data is empty or spent, or the loss is not finite.
+
+        Cost: that of the product alone; the gradient is a step of it.
+        """
+        if self.kind != "hessian" or v.shape != (self.size,):
+            raise UsageError(
+                f"the gradient comes with the 'hessian' times a vector of shape ({self.size},), not with the "
+                f"{self.kind!r} times {tuple(v.shape)}."
+            )
+        total = torch.zeros(self.size, 2, dtype=self.dtype, device=self.device)
+        parts = self.unflatten(v.detach().to(self.device, self.dtype))
+        points = {name: p.detach().requires_grad_() for name, p in self.masks.match(self.task.model).items()}
+        direction, count = [parts[name].to(p.dtype) for name, p in points.items()], 0
+        for inputs, target, n in self.task.batches():
+            count += n
+            with _plain(self.task), torch.enable_grad():
+                slopes = _first(self.task, points, (inputs, target))
+                product = _second(slopes, list(points.values()))
+                done = (slopes, product(direction)) if product else (slopes,)
+            for j, found in enumerate(done):
+                total[:, j].add_(self.rows([d.detach()[None] for d in found])[0], alpha=n)
+        if not torch.isfinite(total).all():
+            raise ModelError(_INFINITE.format("gradient or the hessian"))
+        return total[:, 0] / count, total[:, 1] / count
 
     def dense(self) -> Tensor:
         """The matrix itself, ``(size, size)``, made symmetric; for small sizes.
@@ -269,8 +302,7 @@ def _plain(task: Task) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(frozen(task.model))
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        if device_of(task.model).type == "cuda" and any(isinstance(m, nn.RNNBase) for m in task.model.modules()):
-            stack.enter_context(torch.backends.cudnn.flags(enabled=False))  # its recurrent layers cannot
+        stack.enter_context(recurrent(task.model))
         yield
 
 
@@ -291,17 +323,24 @@ def _slopes(of: Sequence[Tensor], at: Sequence[Tensor], along: Sequence[Tensor] 
         raise ModelError(f"the loss cannot be differentiated{twice}: {error}") from error
 
 
-def _hessian(task: Task, points: Named, batch: Batch) -> _Product | None:
-    """The Hessian of one batch's loss as a function of a direction; None where the loss is linear."""
-    at = list(points.values())
+def _first(task: Task, points: Named, batch: Batch) -> Sequence[Tensor]:
+    """Gradients of one batch's loss that can be differentiated again."""
     value = task.loss_at(batch, points)
     check_loss(value)
-    slopes = _slopes([value], at, more=True)
+    return _slopes([value], list(points.values()), more=True)
+
+
+def _second(slopes: Sequence[Tensor], at: Sequence[Tensor]) -> _Product | None:
+    """The Hessian as a function of a direction; None where the loss is linear."""
     bent = [slope for slope in slopes if slope.requires_grad]
     if not bent:
         return None
     check_twice(torch.stack([slope.sum() for slope in bent]).sum())
     return lambda direction: _slopes(slopes, at, direction)
+
+
+def _hessian(task: Task, points: Named, batch: Batch) -> _Product | None:
+    return _second(_first(task, points, batch), list(points.values()))
 
 
 def _ggn(task: Task, points: Named, batch: Batch) -> _Product | None:

@@ -97,7 +97,7 @@ class Alps(Solver):
             held, price = mask, rho
             if count % 3:
                 continue
-            changed = int((mask != before).sum())
+            changed = int((mask ^ before).count_nonzero())  # a sum would widen every bit to eight bytes
             before = mask
             stirred = stirred or changed > 0.005 * layer.keep
             if not stirred:
