@@ -35,10 +35,7 @@ from secateur.core.task import Task
 from secateur.criteria.obd import Obd
 from secateur.data import Loader, load
 from secateur.engine.folder import Artefact, resolve
-from secateur.linalg.diagonals import hutchinson
-from secateur.linalg.flat import Flat
 from secateur.linalg.grams import grams, layer_matrix, layer_weight
-from secateur.linalg.products import Operator
 from secateur.report.sections import Dots
 from secateur.report.svg import figure
 from secateur.solvers.exact_obs import ExactObs
@@ -47,7 +44,6 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 SHARES = (0.1, 0.3, 0.5)
 LOW, HIGH, SMALL = 0.3, 3.0, 1e-4
 NORMAL = 1.960
-SAMPLES = 32
 Row = dict[str, Any]
 
 
@@ -92,11 +88,8 @@ def judged(task: Task, name: str, new: Tensor, dense: Tensor) -> Row:
 
 def by_obd(task: Task, masks: Masks, dense: Tensor) -> Iterator[Row]:
     """Each layer alone without its weights of least saliency; the forecast is the sum of their saliencies."""
-    scores = Obd(samples=SAMPLES)(task, masks)
-    flat = Flat(task, masks)
-    bent, _ = hutchinson(Operator(task, masks, "ggn"), SAMPLES, streams.stream(1, "forecast"))
+    scores, again = (Obd("outputs", seed=seed)(task, masks) for seed in (0, 1))
     weights = task.params()
-    again = flat.unflatten(bent * flat.flatten({n: weights[n].detach() for n in masks}).square() / 2)
     for name, score in scores.items():
         for share in SHARES:
             gone = ~top_mask(score, score.numel() - round(share * score.numel()))

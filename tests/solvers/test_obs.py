@@ -89,6 +89,16 @@ def test_one_weight_at_a_time_ends_where_the_counts_by_recorded_losses_end(patte
         torch.testing.assert_close(one[0], other[0], rtol=1e-8, atol=1e-10)
 
 
+def test_a_row_can_lose_all_of_its_weights():
+    """Its inverse has then shrunk to nothing."""
+    random = torch.Generator().manual_seed(0)
+    w, x = torch.randn(2, 128, generator=random), torch.randn(512, 128, generator=random)
+    w[0] *= 1e-6
+    new, mask = Obs()(w, x.T @ x / 512, Unstructured(), 100)
+    assert not mask[0].any() and int(mask[1].sum()) == 100
+    assert not new[0].any() and new[1].any()
+
+
 def test_bad_input_is_refused_with_the_value_and_the_cure():
     w, gram = layer(2, 8, examples=5)
     with pytest.raises(DataError, match="singular: its smallest eigenvalue is .* damping 0 .*to 0.01, or use more"):

@@ -1,6 +1,5 @@
 """SOSP-I: whole output units, taken away one after the other, each step by what it adds to those gone before."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -8,14 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from secateur.core.errors import ModelError
 from secateur.core.masks import Masks
 from secateur.core.names import Named
 from secateur.core.prunable import check_finite
 from secateur.core.reading import Paper
 from secateur.core.sockets import Criterion
-from secateur.core.task import Task, call, check_loss, frozen
+from secateur.core.streams import stream
+from secateur.core.task import Task, call, frozen
+from secateur.linalg.factors import signs
 from secateur.linalg.flat import Flat
+from secateur.linalg.pairs import outer, unit_pairs
 from secateur.linalg.products import per_example_gradients
 
 
@@ -30,7 +31,8 @@ class SospI(Criterion):
     Gauss-Newton matrix over the tensors in ``masks``. Biases and the scales of norms stay out.
 
     The value of a unit is shared out among its weights in proportion to the squared change of the outputs that each
-    causes alone, so that sums over units are exact. Scores have the shape of each weight, float32 or wider, in
+    causes alone, so that sums over units are exact (where there are more outputs than units, these shares are
+    estimated from random signs at the outputs). Scores have the shape of each weight, float32 or wider, in
     units of the loss, at least 0; pruned weights score 0. Evaluation mode: running statistics of BatchNorm.
 
     Raises:
@@ -38,8 +40,9 @@ class SospI(Criterion):
         DataError: when the data is empty or spent, or the loss or a gradient is not finite.
         MaskError: when ``masks`` belong to another network.
 
-    Cost: gradients of every output of every example (a pass for each class) and, for ``S`` units in all, ``S``
-    steps over a row of ``S`` numbers; memory of ``S²`` numbers, and of outputs times ``S`` for each example.
+    Cost: a pass for each output of an example, or two for each unit where these are fewer, and, for ``S`` units in
+    all, ``S`` steps over a row of ``S`` numbers; memory of ``S²`` numbers, and of outputs times ``S`` for each
+    example, or 256 MB.
     """
 
     paper = Paper(
@@ -75,9 +78,13 @@ class SospI(Criterion):
 
 def _costs(task: Task, masks: Masks, here: Tensor, unit: Tensor, units: int) -> tuple[Tensor, Tensor]:
     """``|w_s · G w_t| / 2`` for all pairs of units, and for each weight the squared change of the outputs."""
+    inputs, target, n = next(task.batches())
+    free, _ = outer(task, _outputs(task, inputs), target, n)
+    if free[0].numel() > units:
+        return unit_pairs(task, masks).abs_().div_(2), _estimated_share(task, masks, here)
     cost, share, count = here.new_zeros(units, units), torch.zeros_like(here), 0
     for inputs, target, n in task.batches():
-        bend = _bend(task, inputs, target, n)
+        bend = _bend(*outer(task, _outputs(task, inputs), target, n), n)
         moved = here.new_zeros(n, bend.shape[1], units)  # J w_s of every example
         for j in range(bend.shape[1]):
             start = 0
@@ -91,31 +98,39 @@ def _costs(task: Task, masks: Masks, here: Tensor, unit: Tensor, units: int) -> 
     return cost.div_(count).abs_().div_(2), share
 
 
+def _estimated_share(task: Task, masks: Masks, here: Tensor) -> Tensor:
+    """The squared changes of all outputs together, from random signs at the outputs of every example."""
+    share, random = torch.zeros_like(here), stream(0, "sosp_i")
+    for inputs, _, _ in task.batches():
+        coins = signs(_outputs(task, inputs), random)
+        for rows in per_example_gradients(Task(task.model, _inner, [(inputs, coins)]), masks, here.dtype):
+            share += (rows * here).square().sum(0)
+    return share
+
+
+def _inner(output: Tensor, coins: Tensor) -> Tensor:
+    return (output * coins).sum()
+
+
 def _output(j: int) -> Callable[[Any, Any], Tensor]:
     """The ``j``-th output of one example, in the place of a loss."""
     return lambda output, target: output.reshape(-1)[j]
 
 
-def _bend(task: Task, inputs: Any, target: Any, n: int) -> Tensor:
+def _outputs(task: Task, inputs: Any) -> Any:
+    with torch.no_grad(), frozen(task.model):  # some layers round otherwise when their weights are frozen
+        return call(task.model, inputs, {name: p.detach() for name, p in task.params().items()})
+
+
+@torch.enable_grad()
+def _bend(free: Tensor, slope: Tensor, n: int) -> Tensor:
     """The Hessian of each example's loss in its outputs, shape ``(n, outputs, outputs)``."""
-    with frozen(task.model):
-        still = {name: p.detach() for name, p in task.params().items()}  # some layers round otherwise when frozen
-        output = call(task.model, inputs, still)
-    if not isinstance(output, Tensor) or not output.dim() or len(output) != n:
-        shape = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"type {type(output).__name__}"
-        raise ModelError(f"the output has {shape}; it must have a row for each of {n} examples. Use `sosp_h` instead.")
-    width = math.prod(output.shape[1:])
-    with torch.enable_grad():
-        free = output.detach().to(torch.promote_types(output.dtype, torch.float32)).requires_grad_()
-        value = task.loss(free, target)
-        check_loss(value)
-        (slope,) = torch.autograd.grad(value, free, create_graph=True)
-        if not slope.requires_grad:
-            return free.new_zeros(n, width, width)
-        rows = [
-            torch.autograd.grad(column.sum(), free, retain_graph=True, materialize_grads=True)[0].reshape(n, -1)
-            for column in slope.reshape(n, -1).unbind(1)
-        ]
+    if not slope.requires_grad:
+        return free.new_zeros(n, free[0].numel(), free[0].numel())
+    rows = [
+        torch.autograd.grad(column.sum(), free, retain_graph=True, materialize_grads=True)[0].reshape(n, -1)
+        for column in slope.reshape(n, -1).unbind(1)
+    ]
     return n * torch.stack(rows, 1)  # the loss is a mean over the batch
 
 

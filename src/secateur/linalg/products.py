@@ -232,6 +232,10 @@ class _Piece:
         self.batch, self.n, self.count = batch, n, stop - start
         self.tensors = [t[start:stop] for t in _leaves(batch, n)]
 
+    def whole(self) -> Batch:
+        """The batch of these examples."""
+        return _replaced(self.batch, self.n, iter(self.tensors))
+
     def alone(self, rows: Sequence[Tensor]) -> Batch:
         """The batch of one example, given its row of every tensor."""
         return _replaced(self.batch, self.n, iter([row[None] for row in rows]))

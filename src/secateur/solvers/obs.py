@@ -104,7 +104,7 @@ def _eliminate(layer: Layer) -> tuple[Tensor, Tensor]:
         mask[r, row.place[q]] = False
         if int(mask[r].sum()) <= len(row.w) - _SHED:
             row.shrink(mask[r])
-        best[r] = row.rises(_closed(mask[r], layer)).amin()
+        best[r] = row.rises(_closed(mask[r], layer)).amin() if len(row.w) else torch.inf
     for r, row in rows.items():
         w[r, row.place] = row.w
     return w, mask
