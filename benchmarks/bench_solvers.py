@@ -217,7 +217,7 @@ def criteria(rounds: int) -> list[Row]:
             "sosp_h": lambda task=task, masks=masks: SospH()(task, masks),
         }
         times = measure(run, rounds, 1, time.process_time)
-        way = "the recursion" if network == "lenet_300_100" else "32 random signs: no chain of layers"
+        way = "the recursion" if network == "lenet_300_100" else "signs at the outputs: no chain of layers"
         rows.append(goal(f"`obd`, {network} ({way})", ratio(times, "obd", "plain"), 3))
         rows.append(goal(f"`sosp_h`, {network}", ratio(times, "sosp_h", "plain"), 4))
     return rows
@@ -312,10 +312,8 @@ that the caller hands over, twice as many. `alps` runs 3 rounds and 2 steps of t
 
 {chr(10).join(f"- {what}" for what in missed) or "Nothing, counted in float64 copies."}
 
-`alps` on a square layer holds eigenvectors, two layers and blocks; the search for the threshold takes 24 MiB besides,
-whatever the size, which is 0.76 copies here. `obs` holds an inverse for each row that loses a weight, so with more than
-two rows it is above the goal for memory. `obd` takes 32 random signs where the network is no chain of layers that the
-recursion knows, and each costs a product with the curvature.
+`obs` holds an inverse for each row that loses a weight, so with more than two rows it is above the goal for memory; the
+solver `exact_obs` takes the same weights away without.
 """
 
 

@@ -105,5 +105,5 @@ def test_bad_input_is_refused_with_the_value_and_the_cure():
         Obs(damping=0.0)(w, gram, Unstructured(), 8)
     with pytest.raises(UsageError, match="damping must be a finite number of at least 0, not -1.0"):
         Obs(damping=-1.0)
-    with pytest.raises(UsageError, match="of 200 rows of 1,000 inputs, 1.5 GiB.*exact_obs"):
-        Obs()(torch.ones(200, 1000), torch.eye(1000), Unstructured(), 1)
+    with pytest.raises(UsageError, match="of 30,000 rows of 2,000 inputs.* needs 894.1 GB.*exact_obs"):
+        Obs()(torch.ones(30000, 2000), torch.eye(2000), Unstructured(), 1)

@@ -6,13 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from secateur.core.errors import DataError, UsageError
+from secateur.core.errors import DataError
 from secateur.core.patterns import NM
 from secateur.core.reading import Paper
 from secateur.core.sockets import Solver
+from secateur.linalg.memory import check, estimate
 from secateur.solvers._layer import Layer, check_damping, inverse, shed, solve
 
-_LIMIT = 1 << 30
 _SHED = 64
 
 
@@ -31,7 +31,7 @@ class Obs(Solver):
             decides which of them stays.
 
     Raises:
-        UsageError: for another pattern than single weights or N:M, or inverses above 1 GiB.
+        UsageError: for another pattern than single weights or N:M, or inverses that do not fit into memory.
         BudgetError: for a count out of range.
         ModelError: for weights that are not finite.
         DataError: for a matrix that is not finite, or singular in spite of the damping.
@@ -88,24 +88,27 @@ class _Row:
 
 
 def _eliminate(layer: Layer) -> tuple[Tensor, Tensor]:
-    w, gone = layer.rows(), layer.weight.numel() - layer.keep
-    _check_memory(min(gone, len(w)), w.shape[1])
+    gone, (rows, width) = layer.weight.numel() - layer.keep, layer.weight.shape
+    count, type_ = min(gone, rows), layer.diagonal().dtype
+    what = f"the inverses of {count:,} rows of {width:,} inputs, which obs holds,"
+    check(estimate((count, width, width), type_), what, "use exact_obs: the same weights", layer.weight.device)
+    w = layer.rows()
     first = inverse(layer)
     mask, every = torch.ones_like(w, dtype=torch.bool), torch.arange(w.shape[1], device=w.device)
     best = (w.square() / first.diagonal()).amin(1)
-    rows: dict[int, _Row] = {}  # a row shares the first inverse until it loses a weight
+    left: dict[int, _Row] = {}  # a row shares the first inverse until it loses a weight
     for _ in range(gone):
         r = int(best.argmin())
-        if r not in rows:
-            rows[r] = _Row(w[r].clone(), every, first if len(w) == 1 else first.clone())
-        row = rows[r]
+        if r not in left:
+            left[r] = _Row(w[r].clone(), every, first if len(w) == 1 else first.clone())
+        row = left[r]
         q = int(row.rises(_closed(mask[r], layer)).argmin())
         row.lose(q, _positive(float(row.inverse[q, q]), layer.damping))
         mask[r, row.place[q]] = False
         if int(mask[r].sum()) <= len(row.w) - _SHED:
             row.shrink(mask[r])
         best[r] = row.rises(_closed(mask[r], layer)).amin() if len(row.w) else torch.inf
-    for r, row in rows.items():
+    for r, row in left.items():
         w[r, row.place] = row.w
     return w, mask
 
@@ -126,12 +129,3 @@ def _closed(mask: Tensor, layer: Layer) -> Tensor:
         return ~mask
     spent = mask.view(-1, layer.pattern.m).sum(1) <= layer.pattern.n
     return ~mask | spent.repeat_interleave(layer.pattern.m)
-
-
-def _check_memory(rows: int, width: int) -> None:
-    size = 8 * rows * width * width
-    if size > _LIMIT:
-        raise UsageError(
-            f"obs would hold the inverses of {rows:,} rows of {width:,} inputs, {size / 2**30:.1f} GiB; at most 1 GiB. "
-            "Use the solver exact_obs, which gives the same weights."
-        )
