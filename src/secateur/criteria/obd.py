@@ -31,6 +31,9 @@ _EACH = (nn.Tanh, nn.Sigmoid, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, 
 """Functions of each number by itself; dropout and norms are, in evaluation mode."""
 
 
+_COLUMNS = 16
+
+
 @dataclass(frozen=True)
 class Obd(Criterion):
     """``h_qq w² / 2``: the rise of the mean loss when one weight of a network at its minimum is set to zero.
@@ -137,6 +140,7 @@ class Obd(Criterion):
             return None
         if why:
             raise ModelError(f"the recursion needs a chain of known layers: {why}. Use diagonal 'hutchinson'.")
+        lowest = min(i for i, layer in enumerate(layers) if type(layer) in _LINEAR)
         names, count = {id(p): name for name, p in weights.items()}, 0
         total = {name: torch.zeros(p.shape, dtype=flat.dtype, device=p.device) for name, p in weights.items()}
         for inputs, target, n in task.batches():
@@ -146,8 +150,9 @@ class Obd(Criterion):
                     passed.append(_run(layer, _state(layer, flat.dtype), passed[-1]).detach())
                 slope, bend = _outer(task, passed.pop(), target)
                 slope = slope if self.curvature == "hessian" else None  # nothing else asks for it
-                for layer in reversed(layers):
-                    own, slope, bend = _back(layer, passed.pop(), slope, bend)
+                for i in range(len(layers) - 1, lowest - 1, -1):
+                    layer = layers[i]
+                    own, slope, bend = _back(layer, passed[i], slope, bend, i == lowest)
                     for key, part in own.items():
                         total[names[id(getattr(layer, key))]] += n * part
             count += n
@@ -184,34 +189,44 @@ def _outer(task: Task, output: Tensor, target: Any) -> tuple[Tensor, Tensor]:
     value = task.loss(free, target)
     check_loss(value)
     (slope,) = torch.autograd.grad(value, free, create_graph=True)
-    bend = slope.new_zeros(slope.shape)
-    for j in range(slope[0].numel() if slope.requires_grad else 0):
-        # an example's outputs are no business of the others, so one slope serves them all
-        column = slope.reshape(len(slope), -1)[:, j]
-        (row,) = torch.autograd.grad(column.sum(), free, retain_graph=True, materialize_grads=True)
-        bend.view(len(slope), -1)[:, j] = row.reshape(len(slope), -1)[:, j]
+    if not slope.requires_grad:
+        return slope, torch.zeros_like(slope)
+    # an example's outputs are no business of the others, so one slope serves them all
+    columns = slope.reshape(len(slope), -1).sum(0)
+    axes = torch.eye(len(columns), dtype=slope.dtype, device=slope.device)
+    bend = torch.empty_like(slope.detach()).view(len(slope), -1)
+    for part in torch.arange(len(columns), device=slope.device).split(_COLUMNS):
+        (rows,) = torch.autograd.grad(columns, free, axes[part], retain_graph=True, is_grads_batched=True)
+        bend[:, part] = rows.reshape(len(part), len(slope), -1)[torch.arange(len(part)), :, part].T
+    bend = bend.view_as(slope)
     return slope.detach(), bend
 
 
 @torch.enable_grad()
-def _back(layer: nn.Module, x: Tensor, slope: Tensor | None, bend: Tensor) -> tuple[Named, Tensor | None, Tensor]:
-    """Second derivatives in a layer's own weights, and both derivatives in its input, from those in its output."""
+def _back(
+    layer: nn.Module, x: Tensor, slope: Tensor | None, bend: Tensor, first: bool
+) -> tuple[Named, Tensor | None, Tensor]:
+    """Second derivatives in a layer's own weights, and both derivatives in its input, from those in its output.
+
+    Nobody asks for those in the input of the ``first`` linear layer.
+    """
     state, x = _state(layer, x.dtype), x.detach().requires_grad_()
     linear, down = type(layer) in _LINEAR, None
     y = None if linear and slope is None else _run(layer, state, x)
     if type(layer) in _EACH and y is not None:
-        (first,) = torch.autograd.grad(y.sum(), x, create_graph=slope is not None)
-        bend = first.detach().square() * bend
+        (tilt,) = torch.autograd.grad(y.sum(), x, create_graph=slope is not None)
+        bend = tilt.detach().square() * bend
         if slope is None:
             return {}, None, bend
-        second = torch.autograd.grad(first.sum(), x)[0] if first.requires_grad else 0.0
-        return {}, first.detach() * slope, bend + second * slope
+        second = torch.autograd.grad(tilt.sum(), x)[0] if tilt.requires_grad else 0.0
+        return {}, tilt.detach() * slope, bend + second * slope
     if slope is not None and y is not None:
         (down,) = torch.autograd.grad(y, x, slope, retain_graph=True)
     if not linear and y is not None:
         return {}, down, torch.autograd.grad(y, x, bend)[0]
     # a sum of products has the squares of its factors as second derivatives: its own backward pass, over squares
     squares = {key: (v.square() if key == "weight" else v.clone()).requires_grad_() for key, v in state.items()}
-    free = x.detach().square().requires_grad_()
-    found = torch.autograd.grad(_run(layer, squares, free), [free, *squares.values()], bend)
-    return dict(zip(squares, found[1:], strict=True)), down, found[0]
+    free = x.detach().square().requires_grad_(not first)
+    asked = [*squares.values()] if first else [*squares.values(), free]
+    found = torch.autograd.grad(_run(layer, squares, free), asked, bend)
+    return dict(zip(squares, found[: len(squares)], strict=True)), down, bend if first else found[-1]
