@@ -92,4 +92,4 @@ def _bend(slope: Tensor, free: Tensor, part: slice, change: Tensor) -> Tensor:
     """The Hessian of the loss in the outputs times a change of those of some examples, for these examples."""
     along = torch.zeros_like(free)
     along[part] = change
-    return _slopes([slope], [free], [along])[0][part]
+    return _slopes([slope], [free], [along])[0][part].clone()  # a view would hold the whole batch
