@@ -58,17 +58,17 @@ def export(model: nn.Module, example_inputs: Any) -> Exported:
     """
     notes: list[str] = []
     args, kwargs = _example(example_inputs)
-    with _quiet():
+    with quiet():
         shell = _shell(unwrap(model), notes)
-        program, cause = _trace(shell, args, kwargs)
+        program, cause = trace_export(shell, args, kwargs)
         if cause is not None:
             notes.append(f"the batch is fixed to {_batch((args, kwargs))}, that of the example: {cause}")
-        program = _functional(program)
+        program = functional(program)
     _check_state(program)
     return Exported(program, shell, notes)
 
 
-def _trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[ExportedProgram, str | None]:
+def trace_export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[ExportedProgram, str | None]:
     """The network for any batch; where torch cannot say it, for the batch of the example, and the reason."""
     cause = "the example has no batch as its first dimension"
     wide = _widen((args, kwargs))
@@ -77,7 +77,7 @@ def _trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> t
         try:
             return torch.export.export(model, *wide, dynamic_shapes=shapes, strict=False), None
         except Exception as error:  # torch promises no kind of error for what it cannot trace
-            cause = _first_line(error)
+            cause = first_line(error)
     try:
         return torch.export.export(model, args, kwargs, strict=False), cause
     except Exception as error:
@@ -93,10 +93,10 @@ def _refusal(error: Exception) -> CaptureError:
             "Its control flow depends on the values of a tensor: write that `if` or loop with torch.where or "
             "torch.cond, or capture the part of the network without it."
         )
-    return CaptureError(f"torch.export cannot trace this network ({kind}: {_first_line(error)}). {cure}")
+    return CaptureError(f"torch.export cannot trace this network ({kind}: {first_line(error)}). {cure}")
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     """What an error says first; of a list of broken constraints, the first of them."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if lines and lines[0].startswith("Constraints violated"):
@@ -105,7 +105,7 @@ def _first_line(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """No gradients, nothing said by torch itself, and attention as plain operators instead of its fused fast path."""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
@@ -139,7 +139,7 @@ def _shell(model: nn.Module, notes: list[str]) -> nn.Module:
         shell = copy.deepcopy(model, memo)
     except Exception as error:  # any object may hang on a module
         raise CaptureError(
-            f"this {type(model).__name__} cannot be copied ({type(error).__name__}: {_first_line(error)}). "
+            f"this {type(model).__name__} cannot be copied ({type(error).__name__}: {first_line(error)}). "
             "Take off what hangs on its modules (open files, locks, loggers) before capturing."
         ) from error
     if cast:
@@ -155,7 +155,7 @@ def _plain(tensor: Tensor, cast: set[str]) -> Tensor:
     try:
         bare = tensor.detach()
     except Exception as error:  # lazy parameters have no numbers yet
-        raise CaptureError(f"a weight cannot be read ({_first_line(error)}). Run the network once first.") from error
+        raise CaptureError(f"a weight cannot be read ({first_line(error)}). Run the network once first.") from error
     if bare.dtype in HALVES:
         cast.add(str(bare.dtype).removeprefix("torch."))
         bare = bare.float()
@@ -231,7 +231,7 @@ def _free(tree: tuple[Any, Any]) -> Any:
     return shapes
 
 
-def _functional(program: ExportedProgram) -> ExportedProgram:
+def functional(program: ExportedProgram) -> ExportedProgram:
     """Without operators in place, and without those that stand for several known ones."""
     if any(_in_place(node.target) for node in program.graph.nodes if node.op == "call_function"):
         program = program.run_decompositions({})

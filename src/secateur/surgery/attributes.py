@@ -1,0 +1,191 @@
+"""Sizes that modules remember: known attributes of layers, and the numbers that a forward pass writes down."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.fx import Node
+
+from secateur.surgery.labels import Value
+from secateur.surgery.propagate import Pass, op_name, shape_of
+
+_ROWS = ("out_features", "out_channels", "num_features", "num_channels", "num_parameters", "nf", "num_embeddings")
+_SIZED = (
+    "view", "reshape", "expand", "_unsafe_view", "unflatten", "new_zeros", "new_ones", "zeros", "ones", "full", "repeat"
+)  # fmt: skip
+_COLUMNS = ("in_features", "in_channels", "embedding_dim", "nx")
+
+
+@dataclass(frozen=True)
+class Change:
+    """An attribute of a module that takes another value.
+
+    Args:
+        path: of the module.
+        name: of the attribute.
+        old: its value.
+        new: the value it takes.
+    """
+
+    path: str
+    name: str
+    old: Any
+    new: Any
+
+
+def known(dense: nn.Module, small: nn.Module) -> list[Change]:
+    """Attributes of layers that follow from the shapes of their weights.
+
+    Args:
+        dense: the network as it was.
+        small: its copy with sliced parameters.
+    """
+    changes: list[Change] = []
+    for (path, before), after in zip(dense.named_modules(), small.modules(), strict=True):
+        changes += _of_layer(path, before, after)
+    return changes
+
+
+def _of_layer(path: str, before: nn.Module, after: nn.Module) -> Iterable[Change]:
+    old, new = before._parameters.get("weight"), after._parameters.get("weight")
+    stats = before._buffers.get("running_mean"), after._buffers.get("running_mean")
+    if old is None and stats[0] is not None:
+        old, new = stats
+    if isinstance(before, nn.RNNBase):
+        for name, key in (("input_size", "weight_ih_l0"), ("hidden_size", "weight_hh_l0")):
+            one, other = before.get_parameter(key), after.get_parameter(key)
+            yield from _changed(path, before, name, one.shape[1], other.shape[1])
+        return
+    if old is None or new is None or old.shape == new.shape:
+        return
+    transposed = bool(getattr(before, "transposed", False))
+    first, second = (_COLUMNS, _ROWS) if transposed or isinstance(before, nn.Embedding) else (_ROWS, _COLUMNS)
+    if type(before).__name__ == "Conv1D":  # transformers keeps (in, out)
+        first, second = _COLUMNS, _ROWS
+    if isinstance(before, nn.Embedding):
+        first, second = ("num_embeddings",), ("embedding_dim",)
+    groups = int(getattr(before, "groups", 1))
+    for names, d, times in ((first, 0, 1), (second, 1, groups)):
+        if d < old.dim():
+            for name in names:
+                yield from _changed(path, before, name, old.shape[d] * times, new.shape[d] * times)
+    shape = getattr(before, "normalized_shape", None)
+    if isinstance(shape, tuple) and shape == tuple(old.shape):
+        yield Change(path, "normalized_shape", shape, tuple(new.shape))
+
+
+def _changed(path: str, module: nn.Module, name: str, old: int, new: int) -> Iterable[Change]:
+    if old != new and vars(module).get(name) == old:
+        yield Change(path, name, old, new)
+
+
+def kept_sizes(run: Pass, value: Value, gone: torch.Tensor) -> tuple[int, ...]:
+    """The shape of a value once units are gone; ``gone`` is True for their labels."""
+    shape = list(value.shape)
+    for layer in value.layers:
+        lost = gone[run.units.find(layer)]
+        for d, size in enumerate(layer.shape):
+            if size > 1:
+                shape[d] -= int(lost.reshape(-1).sum())
+                break
+    return tuple(shape)
+
+
+def where(node: Node) -> list[str]:
+    """The modules that a node was traced in, the innermost first."""
+    stack = node.meta.get("nn_module_stack") or {}
+    return [path for path, _ in reversed(list(stack.values()))]
+
+
+def written(run: Pass, model: nn.Module, gone: torch.Tensor) -> list[Change]:
+    """Attributes that a forward pass takes sizes from, by their values: those of the module at work, and around it.
+
+    A size in a view, an expansion or a split that must change is looked for among the whole numbers that the module
+    holds, then those of the modules around it. The network is compared afterwards, so a wrong guess is found out.
+    """
+    modules = dict(model.named_modules(remove_duplicate=False))
+    found: dict[tuple[str, str], Change] = {}
+    for node in run.program.graph.nodes:
+        for old, new in _numbers(run, node, gone):
+            for depth, path in enumerate(where(node)):
+                module = modules.get(_clean(path))
+                names = _holding(module, old) if module else []
+                for name in names:
+                    held = found[_clean(path), name].new if (_clean(path), name) in found else getattr(module, name)
+                    change = Change(_clean(path), name, getattr(module, name), _replaced(held, old, new))
+                    found[_clean(path), name] = change
+                if names and depth == 0:
+                    break
+    return list(found.values())
+
+
+def _holding(module: nn.Module, size: int) -> list[str]:
+    """Attributes that are a number, or numbers in a row with it."""
+    found = []
+    for name, value in vars(module).items():
+        row = value if isinstance(value, tuple | list) else (value,)
+        if row and all(type(v) is int for v in row) and size in row and name != "_flat_weights_names":
+            found.append(name)
+    return found
+
+
+def _replaced(value: Any, old: int, new: int) -> Any:
+    if isinstance(value, tuple | list):
+        return type(value)(new if v == old else v for v in value)
+    return new if value == old else value
+
+
+def _clean(path: str) -> str:
+    path = path.removeprefix("L['self']").removeprefix(".")
+    return path.partition("@")[0]
+
+
+def _numbers(run: Pass, node: Node, gone: torch.Tensor) -> Iterable[tuple[int, int]]:
+    """Numbers that an operator is given and that become others."""
+    value = run.values.get(node)
+    name = op_name(node)
+    if name in _SIZED and isinstance(value, Value):
+        before, after = shape_of(node), kept_sizes(run, value, gone)
+        yield from ((o, n) for o, n in zip(before, after, strict=True) if o != n)
+    elif name in ("split", "split_with_sizes") and isinstance(value, list):
+        for part in value:
+            if part is not None:
+                after = kept_sizes(run, part, gone)
+                yield from ((o, n) for o, n in zip(part.shape, after, strict=True) if o != n)
+    elif node in run.groups:
+        yield from _groups(run, node, gone)
+    elif name == "group_norm":
+        source = run.value(node.args[0])
+        labels = next((x.reshape(-1) for x in source.layers if x.shape[1] > 1), None) if source else None
+        groups = int(node.args[1])  # type: ignore[arg-type]
+        if labels is not None and groups > 1:
+            lost = int(gone[run.units.find(labels.reshape(groups, -1)[:, 0])].sum())
+            if lost:
+                yield groups, groups - lost
+
+
+def _groups(run: Pass, node: Node, gone: torch.Tensor) -> Iterable[tuple[int, int]]:
+    groups = groups_of(node)
+    value = run.values.get(node)
+    if isinstance(value, Value):
+        for layer in value.layers:
+            if layer.numel() == shape_of(node)[value.dim - _space(node) - 1]:
+                lost = int(gone[run.units.find(layer.reshape(groups, -1)[:, 0])].sum())
+                if lost:
+                    yield groups, groups - lost
+
+
+def _space(node: Node) -> int:
+    return len(node.args[1].meta["val"].shape) - 2  # type: ignore[union-attr]
+
+
+def groups_of(node: Node) -> int:
+    """The groups of a convolution."""
+    name = op_name(node)
+    place = 8 if name == "convolution" else 6
+    found = node.kwargs.get("groups", node.args[place] if len(node.args) > place else 1)
+    return int(found)  # type: ignore[arg-type]
