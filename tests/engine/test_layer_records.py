@@ -65,6 +65,7 @@ CASES = [
 ]
 
 
+@pytest.mark.filterwarnings("ignore:the network is not at a minimum")  # obd does not say more than the truth does
 @pytest.mark.parametrize(("options", "to"), CASES)
 def test_on_a_parabola_in_each_layer_every_forecast_is_the_truth(task, options, to):
     dense = copy.deepcopy(task.model)
@@ -84,6 +85,7 @@ def test_on_a_parabola_in_each_layer_every_forecast_is_the_truth(task, options, 
     assert abs(found.rise - (found.after - found.before)) > 1e-6  # in all layers at once it is no parabola
 
 
+@pytest.mark.filterwarnings("ignore:the network is not at a minimum")
 @pytest.mark.parametrize(("options", "to"), CASES)
 @pytest.mark.parametrize("trained_on", [False, True])
 def test_the_same_weights_go_with_records_and_without(task, options, to, trained_on):

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional
 
 from secateur.core.errors import DataError
-from secateur.linalg.factors import root, signs
+from secateur.linalg.factors import example_signs, root, signs
 
 N, T, C = 3, 4, 5
 
@@ -73,3 +73,17 @@ def test_half_precision_is_widened_and_a_broken_loss_is_refused():
     assert found.dtype == torch.float32
     with pytest.raises(DataError, match="the loss is nan"):
         root(lambda o, _: (o * torch.nan).sum(), output, None, generator())
+
+
+def test_signs_of_an_example_are_its_own_wherever_it_stands():
+    x, words = randn(2000, 3, 2), torch.randint(0, 9, (2000, 4), generator=generator())
+    like = torch.zeros(2000, 5)
+    whole = example_signs((x, {"ids": words}), like, 1)
+    assert whole.shape == like.shape and set(whole.unique().tolist()) == {-1.0, 1.0}
+    order = torch.randperm(2000, generator=generator())
+    assert torch.equal(example_signs((x[order], {"ids": words[order]}), like, 1), whole[order])
+    assert torch.equal(example_signs((x[7:9], {"ids": words[7:9]}), like[7:9], 1), whole[7:9])
+    second = torch.cat([whole, example_signs((x, {"ids": words}), like, 2)], 1)
+    together = second.T @ second / 2000  # no sign says anything about another
+    assert (together - torch.eye(10)).abs().max() < 5 / 2000**0.5
+    assert whole.mean(0).abs().max() < 5 / 2000**0.5

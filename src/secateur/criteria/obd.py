@@ -120,7 +120,7 @@ class Obd(Criterion):
         if self.diagonal in ("auto", "recursion"):
             bent = self._recursion(task, flat)
         if bent is None and (self.diagonal == "outputs" or (self.diagonal == "auto" and self.curvature == "ggn")):
-            named = ggn_diagonal(task, flat.masks, signs, self.draws)
+            named = ggn_diagonal(task, flat.masks, self.seed, self.draws)
             bent = None if named is None else flat.flatten(named)
             if bent is None and self.diagonal == "outputs":
                 raise ModelError(

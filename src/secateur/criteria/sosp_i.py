@@ -12,9 +12,8 @@ from secateur.core.names import Named
 from secateur.core.prunable import check_finite
 from secateur.core.reading import Paper
 from secateur.core.sockets import Criterion
-from secateur.core.streams import stream
 from secateur.core.task import Task, call, frozen
-from secateur.linalg.factors import signs
+from secateur.linalg.factors import example_signs
 from secateur.linalg.flat import Flat
 from secateur.linalg.pairs import outer, unit_pairs
 from secateur.linalg.products import per_example_gradients
@@ -100,9 +99,9 @@ def _costs(task: Task, masks: Masks, here: Tensor, unit: Tensor, units: int) -> 
 
 def _estimated_share(task: Task, masks: Masks, here: Tensor) -> Tensor:
     """The squared changes of all outputs together, from random signs at the outputs of every example."""
-    share, random = torch.zeros_like(here), stream(0, "sosp_i")
+    share = torch.zeros_like(here)
     for inputs, _, _ in task.batches():
-        coins = signs(_outputs(task, inputs), random)
+        coins = example_signs(inputs, _outputs(task, inputs), 0)
         for rows in per_example_gradients(Task(task.model, _inner, [(inputs, coins)]), masks, here.dtype):
             share += (rows * here).square().sum(0)
     return share

@@ -8,8 +8,9 @@ from torch import Generator, Tensor
 from secateur.core.errors import UsageError
 from secateur.core.masks import Masks
 from secateur.core.names import Named
+from secateur.core.streams import stream
 from secateur.core.task import Task, call, frozen
-from secateur.linalg.factors import root, signs
+from secateur.linalg.factors import example_signs, root
 from secateur.linalg.flat import Flat, Symmetric
 from secateur.linalg.products import per_example_gradients
 
@@ -40,7 +41,7 @@ def fisher_diagonal(task: Task, masks: Masks) -> Named:
     return flat.unflatten(total / count)
 
 
-def ggn_diagonal(task: Task, masks: Masks, generator: Generator, draws: int = 1) -> Named | None:
+def ggn_diagonal(task: Task, masks: Masks, seed: int = 0, draws: int = 1) -> Named | None:
     """The diagonal of the Gauss-Newton matrix ``mean JᵀRJ`` by random signs at the outputs; zeros where pruned.
 
     With a root ``R = A Aᵀ`` (:func:`~secateur.linalg.factors.root`) and random signs ``s``, the squares of ``JᵀAs``
@@ -50,7 +51,7 @@ def ggn_diagonal(task: Task, masks: Masks, generator: Generator, draws: int = 1)
     Args:
         task: network, loss and data; the output must be one tensor with the examples first.
         masks: True = kept.
-        generator: of the random signs.
+        seed: of the random signs, which follow from it and the example itself, wherever it stands in the data.
         draws: how many for each example.
 
     Returns:
@@ -73,11 +74,11 @@ def ggn_diagonal(task: Task, masks: Masks, generator: Generator, draws: int = 1)
             output = call(task.model, inputs)
         if not isinstance(output, Tensor) or not output.dim() or len(output) != n:
             return None
-        factor = root(task.loss, output, target, generator)
+        factor = root(task.loss, output, target, stream(seed, "probe"))
         if factor is None:
             return None
-        for _ in range(draws):
-            v = factor(signs(output.to(flat.dtype), generator)).to(output.dtype)
+        for k in range(draws):
+            v = factor(example_signs(inputs, output.to(flat.dtype), seed * draws + k)).to(output.dtype)
             for rows in per_example_gradients(Task(task.model, _inner, [(inputs, v)]), masks):
                 total += n * rows.square().sum(0)
         count += n

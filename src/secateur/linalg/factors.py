@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Generator, Tensor
+from torch.utils import _pytree as pytree
 
 from secateur.core.task import check_loss
 
@@ -52,13 +53,15 @@ def root(loss: Callable[[Any, Any], Tensor], output: Tensor, target: Any, genera
 
 
 def _root(output: Tensor, push: Push, generator: Generator) -> Push | None:
-    probe = signs(output, generator) + 0.5 * signs(output, generator)
+    # no two numbers of an example agree, since a softmax does not see what is the same for all classes
+    sizes = 1 + torch.arange(max(output[0].numel(), 1), device=output.device).to(output).mul(0.6180339887).frac()
+    probe = signs(output, generator) * sizes.reshape(output.shape[1:])
     pushed = push(probe)
     for dim in (output.dim() - 1, 1) if output.dim() > 1 else ():
         way, product = _softmax(output.softmax(dim), dim, probe, pushed)
         if _agree(product, pushed):
             return way
-    other = 2 * signs(output, generator) + probe  # by a second probe: the first decides the diagonal
+    other = signs(output, generator) * (3 - probe.abs())  # by a second probe: the first decides the diagonal
     own = pushed / probe
     if bool((own >= 0).all()) and _agree(own * other, push(other)):
         return lambda s: own.sqrt() * s
@@ -106,5 +109,42 @@ def _matrix(output: Tensor, push: Push, probe: Tensor, pushed: Tensor) -> Push |
     def times(factor: Tensor, z: Tensor) -> Tensor:
         return (factor @ z.reshape(flat.shape)[:, :, None]).view_as(z)
 
-    roots = vectors * values.clamp(min=0.0).sqrt()[:, None]
+    # the symmetric root, which no choice of the eigenvectors' signs can change
+    roots = (vectors * values.clamp(min=0.0).sqrt()[:, None]) @ vectors.mT
     return (lambda s: times(roots, s)) if _agree(times(matrix, probe), pushed) else None
+
+
+def example_signs(inputs: Any, like: Tensor, seed: int) -> Tensor:
+    """Random signs for every example that follow from its own inputs: no matter in which batch it comes, or where.
+
+    Args:
+        inputs: of the batch; of every tensor whose first dimension is the number of examples a row counts.
+        like: a tensor with the examples first; the signs have its shape, type and device.
+        seed: other signs for another seed.
+    """
+    n = len(like)
+    state = torch.full((n,), _signed(seed * _STEP), dtype=torch.int64, device=like.device)
+    for leaf in pytree.tree_leaves(inputs):
+        if isinstance(leaf, Tensor) and leaf.dim() and len(leaf) == n:
+            rows = leaf.detach().reshape(n, -1)
+            bits = rows.double().view(torch.int64) if rows.is_floating_point() else rows.to(torch.int64)
+            places = torch.arange(bits.shape[1], device=bits.device)
+            state = _mixed(state + (bits * (_mixed(places * _signed(_STEP)) | 1)).sum(1))
+    places = torch.arange(like[0].numel(), device=like.device) * _signed(_STEP)
+    coins = (_mixed(state[:, None] + places) >> 33) & 1
+    return (coins * 2 - 1).to(like.dtype).reshape(like.shape)
+
+
+_STEP = 0x9E3779B97F4A7C15
+
+
+def _signed(value: int) -> int:
+    value &= (1 << 64) - 1
+    return value - (1 << 64) if value >> 63 else value
+
+
+def _mixed(z: Tensor) -> Tensor:
+    """The last step of the generator SplitMix64 (Steele, Lea, Flood 2014): all bits depend on all bits."""
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        z = (z ^ ((z >> shift) & ((1 << (64 - shift)) - 1))) * _signed(factor)
+    return z ^ ((z >> 31) & ((1 << 33) - 1))
