@@ -35,6 +35,7 @@ _PLACES = {
     "save": "engine",
     "load": "engine",
     "compile": "engine",
+    "export": "engine.exporting",
 }
 
 __all__ = [*_PLACES, "__version__"]
@@ -66,6 +67,7 @@ if TYPE_CHECKING:
     from secateur.engine import prune as prune
     from secateur.engine import save as save
     from secateur.engine import train as train
+    from secateur.engine.exporting import export as export
 
 
 def __getattr__(name: str) -> Any:

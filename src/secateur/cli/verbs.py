@@ -134,6 +134,16 @@ def _bench(p: argparse.ArgumentParser) -> None:
     p.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
+def _export(p: argparse.ArgumentParser) -> None:
+    p.add_argument("start", metavar="FOLDER", help="a run folder, or the folder of a step")
+    p.add_argument("--format", metavar="NAME", help="onnx or pt2 (default: from the name of the file, else onnx)")
+    p.add_argument("-o", "--out", metavar="FILE", help="the file (default: network.onnx or network.pt2 in the folder)")
+    p.add_argument("--batch", type=int, metavar="N", help="examples in the batch that is traced and timed (default 1)")
+    p.add_argument("--opset", type=int, metavar="N", help="version of the ONNX operators (default: the exporter's own)")
+    p.add_argument("--data-dir", metavar="FOLDER", help="where data sets lie (default: $SECATEUR_DATA)")
+    p.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
 VERBS: dict[str, Verb] = {
     "train": Verb("train a network, holding the zeros it has", _train, "train",
                   "example:\n  secateur train --net lenet_300_100 --data digits --epochs 10 -o runs/dense"),
@@ -145,6 +155,8 @@ VERBS: dict[str, Verb] = {
                     "example:\n  secateur measure runs/dense-prune-params-5pct --probe calibration"),
     "bench": Verb("time a network, compiled, against dense torch and other engines", _bench, "bench",
                   "example:\n  secateur bench --net resnet20 --shape 3,32,32 --zeros 0.9 --batch 1 16 --explain"),
+    "export": Verb("write a network as ONNX or .pt2; the file is read back, compared, searched for zeros and timed",
+                   _export, "export", "example:\n  secateur export runs/dense-prune-params-5pct -o small.onnx"),
     "report": Verb("write report.html and report.json for a run folder", _report, "report"),
     "methods": Verb("list the methods, or show the card of one", _methods, "methods"),
     "doctor": Verb("look for what is wrong with this machine or a file of weights", _doctor, "doctor"),

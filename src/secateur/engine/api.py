@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.fx import GraphModule
 from torch.optim import Optimizer
 
 from secateur.core.budget import Target
@@ -28,9 +29,11 @@ from secateur.engine.cutting import prune as carry_out
 from secateur.engine.folder import Artefact, load_state, structure_of
 from secateur.engine.folder import save as save_folder
 from secateur.engine.loop import Training, needs_teacher
+from secateur.engine.rebuilding import resize
 from secateur.engine.recipe import TrainStep
 from secateur.engine.solving import solve
 from secateur.engine.surgeon import Curvature
+from secateur.surgery.tracing import trace
 
 
 class Batches:
@@ -181,7 +184,11 @@ def prune(
 
 
 def save(
-    folder: str | Path, model: nn.Module, masks: Masks | None = None, notes: dict[str, Any] | None = None
+    folder: str | Path,
+    model: nn.Module,
+    masks: Masks | None = None,
+    notes: dict[str, Any] | None = None,
+    example: Any = None,
 ) -> Artefact:
     """Write a network of your own as a folder that loads anywhere, and read it back to be sure.
 
@@ -190,11 +197,17 @@ def save(
         model: the network. Its class is noted, so that :func:`load` can be given a fresh instance.
         masks: which weights are kept; read off the zeros by default.
         notes: anything else for the card.
+        example: a batch as the network takes it; with it the folder also holds the graph, and loads without the class.
 
     Raises:
+        UsageError: for a ``GraphModule``, which has no class, without an example.
+        ModelError: when torch.export cannot trace the network.
         MaskError: when a pruned weight is not zero.
         FileError: when the folder cannot be written.
     """
+    if example is None and isinstance(unwrap(model), GraphModule):
+        raise UsageError("a rewritten network has no class to load it by; pass example=<one batch> to save its graph.")
+    program = trace(model, example).program if example is not None else None
     masks = masks or Masks.from_zeros(model)
     kind = type(unwrap(model))
     about = {"use": f"{kind.__module__}:{kind.__qualname__}", "options": {}, "input_shape": None, "outputs": None}
@@ -208,23 +221,35 @@ def save(
         **(notes or {}),
     }
     left = {n: why for n, why in coverage(model).left_alone.items() if n not in masks}
-    return save_folder(Path(folder), model, masks, structure_of(model, about, left), "# saved from Python\n", card)
+    return save_folder(
+        Path(folder), model, masks, structure_of(model, about, left), "# saved from Python\n", card, program
+    )
 
 
-def load(folder: str | Path, model: nn.Module | None = None) -> tuple[nn.Module, Masks]:
+def load(
+    folder: str | Path, model: nn.Module | type[nn.Module] | None = None, **options: Any
+) -> tuple[nn.Module, Masks]:
     """A network and its masks from a folder; every file is checked against its digest.
 
     Args:
         folder: a run folder, a step folder, or one written by :func:`save`.
-        model: a fresh instance to fill; built from ``structure.json`` by default.
+        model: a fresh instance of the class to fill, as large as it was before surgery or smaller: it takes the widths
+            that were saved; or the class itself, with ``options``. By default the network that ``structure.json``
+            names, or the graph in the folder.
+        **options: what the class is built with.
 
     Raises:
+        UsageError: for options without a class.
         FileError: when a file is missing, damaged, or does not fit the network.
     """
+    if options and not isinstance(model, type):
+        raise UsageError("options are for the class of the network; pass it too: load(folder, Class, **options).")
     artefact = Artefact.open(folder)
     masks = artefact.masks()
     if model is None:
         return artefact.build(), masks
+    model = model(**options) if isinstance(model, type) else model
+    resize(model, artefact.structure, artefact.buffers(), str(artefact.folder))
     load_state(model, artefact.state(), str(artefact.folder))
     masks = masks.to(next(unwrap(model).parameters()).device)
     masks.check(model)

@@ -8,6 +8,7 @@ weight), ``structure.json`` (how to build the network), ``recipe.toml`` (how it 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import platform
@@ -18,18 +19,25 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
+from torch.fx import GraphModule
 
 from secateur import __version__
 from secateur.core.errors import FileError, ModelError, nearest
 from secateur.core.files import file_digest, read_json, read_tensors, write_bytes, write_json, write_tensors
 from secateur.core.masks import Masks
 from secateur.core.names import aliases, unwrap
+from secateur.engine.rebuilding import resize, sizes_of
 from secateur.nets import build
 from secateur.runtime.paths import cpu_name
 
 WEIGHTS, MASKS, STRUCTURE, RECIPE, CARD = (
     "weights.safetensors", "masks.safetensors", "structure.json", "recipe.toml", "card.json",
 )  # fmt: skip
+BUFFERS = "buffers.safetensors"
+"""Buffers that ``state_dict`` leaves out, where there are any: a smaller network needs what surgery left of them."""
+PROGRAM = "program.pt2"
+"""The graph of a network that has no class of its own any more."""
 
 
 @dataclass(frozen=True)
@@ -88,10 +96,33 @@ class Artefact:
             FileError: when the weights do not fit the network that ``structure.json`` names.
         """
         about = self.structure["model"]
+        if PROGRAM in self.card["files"] and ":" in about["use"]:
+            return self.program()
         net = build(about["use"], tuple(about["input_shape"] or ()) or None, about["outputs"], **about["options"])
+        resize(net, self.structure, self.buffers(), str(self.folder / STRUCTURE))
         load_state(net, self.state(), str(self.folder / WEIGHTS))
         self.masks().check(net)
         return net.eval()
+
+    def buffers(self) -> dict[str, Tensor]:
+        """Buffers that are not among the weights."""
+        return read_tensors(self.folder / BUFFERS)[0] if BUFFERS in self.card["files"] else {}
+
+    def program(self) -> nn.Module:
+        """The network from its graph, without its class.
+
+        Raises:
+            FileError: when the graph cannot be read.
+        """
+        try:
+            exported = torch.export.load(str(self.folder / PROGRAM))
+            net = exported.module(check_guards=False)
+        except Exception as error:  # the format is torch's own and may fail in any way
+            raise FileError(f"{self.folder / PROGRAM} cannot be read by torch {torch.__version__}: {error}") from error
+        net = GraphModule(net, net.graph)
+        load_state(net, self.state(), str(self.folder / WEIGHTS))
+        self.masks().check(net)
+        return net
 
 
 def resolve(path: Path) -> Path:
@@ -159,15 +190,31 @@ def structure_of(net: nn.Module, model: Mapping[str, Any], left_alone: Mapping[s
         "model": dict(model),
         "parameters": {n: {"shape": list(p.shape), "dtype": str(p.dtype)} for n, p in plain.named_parameters()},
         "buffers": {n: {"shape": list(b.shape), "dtype": str(b.dtype)} for n, b in plain.named_buffers()},
+        "sizes": sizes_of(net),
         "tied": {first: names[1:] for first, names in aliases(net).items() if len(names) > 1},
         "left_alone": dict(left_alone),
     }
 
 
 def save(
-    folder: Path, net: nn.Module, masks: Masks, structure: Mapping[str, Any], recipe: str, card: Mapping[str, Any]
+    folder: Path,
+    net: nn.Module,
+    masks: Masks,
+    structure: Mapping[str, Any],
+    recipe: str,
+    card: Mapping[str, Any],
+    program: ExportedProgram | None = None,
 ) -> Artefact:
     """Write an artefact, read it back and compare; the card comes last, so a folder with one is whole.
+
+    Args:
+        folder: where; made if absent.
+        net: the network.
+        masks: which weights are kept.
+        structure: see :func:`structure_of`.
+        recipe: how it came about.
+        card: what was measured.
+        program: its graph, for loading without the class.
 
     Raises:
         MaskError: when a pruned weight is not zero.
@@ -186,6 +233,14 @@ def save(
     write_json(folder / STRUCTURE, dict(structure))
     write_bytes(folder / RECIPE, recipe.encode())
     files |= {name: file_digest(folder / name) for name in (STRUCTURE, RECIPE)}
+    aside = {name: clean(b) for name, b in unwrap(net).named_buffers() if name not in state}
+    if aside:
+        files[BUFFERS] = write_tensors(folder / BUFFERS, aside, {"format": "pt"})
+    if program is not None:
+        buffer = io.BytesIO()
+        torch.export.save(program, buffer)
+        write_bytes(folder / PROGRAM, buffer.getvalue())
+        files[PROGRAM] = file_digest(folder / PROGRAM)
     whole = {"format": "secateur.card/1", **card, "files": files, "made_by": origin()}
     write_json(folder / CARD, {**whole, "digest": card_digest(whole)})
     return Artefact.open(folder)

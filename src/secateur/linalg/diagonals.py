@@ -67,11 +67,11 @@ def ggn_diagonal(task: Task, masks: Masks, seed: int = 0, draws: int = 1) -> Nam
     """
     if draws < 1:
         raise UsageError(f"draws must be at least 1, not {draws}.")
-    flat = Flat(task, masks)
+    flat, points = Flat(task, masks), {name: p.detach() for name, p in task.params().items()}
     total, count = torch.zeros(flat.size, dtype=flat.dtype, device=flat.device), 0
     for inputs, target, n in task.batches():
-        with torch.no_grad(), frozen(task.model):
-            output = call(task.model, inputs)
+        with torch.no_grad(), frozen(task.model):  # some layers round otherwise when their weights are frozen
+            output = call(task.model, inputs, points)
         if not isinstance(output, Tensor) or not output.dim() or len(output) != n:
             return None
         factor = root(task.loss, output, target, stream(seed, "probe"))

@@ -127,7 +127,8 @@ def example_signs(inputs: Any, like: Tensor, seed: int) -> Tensor:
     for leaf in pytree.tree_leaves(inputs):
         if isinstance(leaf, Tensor) and leaf.dim() and len(leaf) == n:
             rows = leaf.detach().reshape(n, -1)
-            bits = rows.double().view(torch.int64) if rows.is_floating_point() else rows.to(torch.int64)
+            bits = rows.float().view(torch.int32) if rows.is_floating_point() else rows  # float32 whatever it is kept in
+            bits = bits.to(torch.int64)
             places = torch.arange(bits.shape[1], device=bits.device)
             state = _mixed(state + (bits * (_mixed(places * _signed(_STEP)) | 1)).sum(1))
     places = torch.arange(like[0].numel(), device=like.device) * _signed(_STEP)

@@ -108,6 +108,11 @@ class Pass:
             elif node.op == "output":
                 for value in self.of(node.all_input_nodes):
                     self.freeze(value, "it is an output of the network")
+        for node, name in self.names.items():
+            if not node.users and not any(
+                n.users for n, other in self.names.items() if self.values[n] is self.values[node]
+            ):
+                self.freeze(self.parameters[name], "the network does not read it in evaluation mode")
         for parts in self.equal:
             for part in parts[1:]:
                 self.units.unite(part, parts[0])

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
+from secateur.core.errors import ModelError
+from secateur.runtime.lower_export import quiet
 from secateur.surgery.attributes import groups_of, kept_sizes
 from secateur.surgery.labels import Value
 from secateur.surgery.propagate import Pass, dim_of, number, op_name
@@ -28,13 +30,16 @@ def rewrite(run: Pass, kept: Kept, gone: Tensor) -> nn.Module:
         kept: what stays of each tensor.
         gone: True for the labels of units that go.
     """
-    whole = run.program.module(check_guards=False)
+    with quiet():
+        whole = run.program.module(check_guards=False)
     plain = GraphModule(whole, whole.graph)
     by_name = {node.name: node for node in plain.graph.nodes}
     for node in run.program.graph.nodes:
         twin = by_name.get(node.name)
         if node.op == "call_function" and twin is not None and twin.op == "call_function":
             _resize(run, node, twin, gone)
+            if op_name(node) in ("view", "_unsafe_view"):  # what has other sizes may lie otherwise in memory
+                twin.target = torch.ops.aten.reshape.default
     for twin in [n for n in plain.graph.nodes if n.op == "call_function" and op_name(n) == "_assert_tensor_metadata"]:
         plain.graph.erase_node(twin)
     plain.recompile()
@@ -127,16 +132,17 @@ def _bounds(run: Pass, node: Node, twin: Node, gone: Tensor) -> None:
     labels = _vector(run, node.args[0], d)
     if labels is None:
         return
-    stays = (~gone[labels]).long().cumsum(0)
-    before = [0, *stays.tolist()]
-    size = source.shape[d]
+    stays, size = ~gone[labels], source.shape[d]
+    before = [0, *stays.long().cumsum(0).tolist()]
 
     def moved(place: Any, default: int) -> int:
         found = default if place is None else number(place)
         return before[min(max(found + size if found < 0 else found, 0), size)]
 
     args: Any = list(node.args) + [None] * 3
-    if op_name(node) == "slice":
+    if op_name(node) == "slice" and len(node.args) > 4 and number(args[4]) != 1:
+        _strided(twin, stays, before, [None if a is None else number(a) for a in args[2:5]])
+    elif op_name(node) == "slice":
         _set(twin, 2, moved(args[2], 0))
         if len(twin.args) > 3:
             twin.update_arg(3, moved(args[3], size))
@@ -146,6 +152,17 @@ def _bounds(run: Pass, node: Node, twin: Node, gone: Tensor) -> None:
         start = number(args[2])
         _set(twin, 2, moved(start, 0))
         _set(twin, 3, moved(start + number(args[3]), size) - moved(start, 0))
+
+
+def _strided(twin: Node, stays: Tensor, before: list[int], bounds: list[int | None]) -> None:
+    """A slice in steps: what stays of it, where that lies in steps of one length again."""
+    places = [before[i] for i in range(*slice(*bounds).indices(len(stays))) if bool(stays[i])]
+    steps = {b - a for a, b in zip(places, places[1:], strict=False)}
+    if len(steps) > 1 or not places:
+        raise ModelError("a slice in steps would no longer be one; remove other units, or whole periods of the slice.")
+    step = steps.pop() if steps else 1
+    for place, new in zip((2, 3, 4), (places[0], places[-1] + 1, step), strict=True):
+        _set(twin, place, new)
 
 
 def _padding(run: Pass, node: Node, twin: Node, value: Value, gone: Tensor) -> None:

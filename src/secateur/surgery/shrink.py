@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 from secateur.core.errors import ModelError, SecateurError, UsageError
 from secateur.core.masks import Masks
 from secateur.core.names import parameters, unwrap
+from secateur.runtime.lower_export import first_line
 from secateur.surgery.analysis import Analysis, Group, analyse
 from secateur.surgery.attributes import Change, known, written
 from secateur.surgery.reference import Zeroed, casts
@@ -107,8 +108,7 @@ def shrink(
     if why and not rewriting:
         raise ModelError(f"the network cannot take the new sizes ({why}); nothing was changed. Allow rewriting.")
     if why:
-        made = rewrite(found.run, kept, gone)
-        error = _error(_run(made, example, wide), expected)
+        made, error = _rewritten(found, kept, gone, example, (expected, wide))
         _refuse(error, wide, groups)
         swapped = _pairs(own, made, kept)
         notes = slice_optimizer(optimizer, swapped) if optimizer is not None else []
@@ -225,6 +225,21 @@ def _refuse(error: float, wide: torch.dtype | None, groups: Sequence[tuple[Group
             f"without these units ({names}) the network differs by {error:.2g} from the dense one with the units "
             "zeroed; nothing was changed. Leave the group out."
         )
+
+
+def _rewritten(
+    found: Analysis, kept: Kept, gone: Tensor, example: Any, expected: tuple[list[Any], torch.dtype | None]
+) -> tuple[nn.Module, float]:
+    try:
+        made = rewrite(found.run, kept, gone)
+        return made, _error(_run(made, example, expected[1]), expected[0])
+    except SecateurError:
+        raise
+    except Exception as problem:  # any operator may fail in any way
+        raise ModelError(
+            f"neither the network nor its graph can take the new sizes ({type(problem).__name__}: "
+            f"{first_line(problem)}); nothing was changed. Leave groups out."
+        ) from problem
 
 
 def _edited(
