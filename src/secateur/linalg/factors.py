@@ -127,7 +127,7 @@ def example_signs(inputs: Any, like: Tensor, seed: int) -> Tensor:
     for leaf in pytree.tree_leaves(inputs):
         if isinstance(leaf, Tensor) and leaf.dim() and len(leaf) == n:
             rows = leaf.detach().reshape(n, -1)
-            bits = rows.float().view(torch.int32) if rows.is_floating_point() else rows  # float32 whatever it is kept in
+            bits = rows.float().view(torch.int32) if rows.is_floating_point() else rows  # of float32, whatever it is
             bits = bits.to(torch.int64)
             places = torch.arange(bits.shape[1], device=bits.device)
             state = _mixed(state + (bits * (_mixed(places * _signed(_STEP)) | 1)).sum(1))

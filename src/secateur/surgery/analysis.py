@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from secateur.core.errors import UsageError
 from secateur.core.names import unwrap
@@ -69,6 +70,8 @@ class Analysis:
         operators: operators without a rule that units met, and how often; what flows into them stays.
         granularity: what units of attention are: heads, or the same index in every head.
         note: why the batch of the graph is fixed; empty where it is free.
+        run: the labelled graph.
+        examples: how many the example holds.
     """
 
     groups: tuple[Group, ...]
@@ -77,6 +80,7 @@ class Analysis:
     granularity: Granularity
     note: str
     run: Pass
+    examples: int = 1
 
     def __str__(self) -> str:
         """The coverage table."""
@@ -118,7 +122,9 @@ def analyse(model: nn.Module, example: Any, granularity: Granularity = "heads") 
     """
     if granularity not in get_args(Granularity):
         raise UsageError(f"granularity must be 'heads' or 'dims', not {granularity!r}.")
-    return label(trace(unwrap(model), example), granularity)
+    found = label(trace(unwrap(model), example), granularity)
+    sizes = [x.shape[0] for x in pytree.tree_leaves(example) if isinstance(x, Tensor) and x.dim()]
+    return replace(found, examples=sizes[0] if sizes else 1)
 
 
 def label(traced: Traced, granularity: Granularity = "heads") -> Analysis:

@@ -19,7 +19,7 @@ from secateur.core.masks import Masks
 from secateur.core.names import parameters, unwrap
 from secateur.core.streams import stream
 from secateur.core.task import Task, call, frozen
-from secateur.surgery.shrink import _CLOSE, _error, _run
+from secateur.surgery.proof import CLOSE, difference, run
 from secateur.surgery.tracing import split_inputs
 
 _DEPTHS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "depth")
@@ -360,14 +360,14 @@ def _proved(
 ) -> tuple[bool, float, tuple[str, ...]]:
     """Whether to delete entries or put something in their place, the error that is left, and a note."""
     expected, wide = _bypassed(own, example, paths)
-    bound = _CLOSE[wide] if wide is not None else 1e-5
+    bound = CLOSE[wide] if wide is not None else 1e-5
     deletable = any(_listed(own.get_submodule(path.rpartition(".")[0])) for path in paths)
     why = ""
     for deleting in (True, False) if deletable else (False,):
         trial = copy.deepcopy(own).eval()
         _cut(trial, paths, calls, deleting)
         try:
-            error = _error(_run(trial, example, wide), expected)
+            error = difference(run(trial, example, wide), expected)
         except Exception as problem:  # any forward may fail in any way
             why = (
                 why or f"{type(problem).__name__}: {str(problem).strip().splitlines()[0][:160] if str(problem) else ''}"
@@ -398,9 +398,9 @@ def _bypassed(own: nn.Module, example: Any, paths: Sequence[str]) -> tuple[list[
         trial.get_submodule(path).register_forward_pre_hook(enter, with_kwargs=True)
         trial.get_submodule(path).register_forward_hook(leave, with_kwargs=True)
     try:
-        return _run(trial, example, torch.float64), torch.float64
+        return run(trial, example, torch.float64), torch.float64
     except Exception:  # an operator that does not take float64
-        return _run(trial, example, None), None
+        return run(trial, example, None), None
 
 
 def _cut(model: nn.Module, paths: Sequence[str], calls: Mapping[str, _Call], deleting: bool) -> None:

@@ -19,8 +19,9 @@ from secateur.surgery.analysis import Analysis, analyse
 from secateur.surgery.attributes import groups_of
 from secateur.surgery.dependence import CONVS, Depends, bilinear, by_input, factors, summed, weight_of
 from secateur.surgery.labels import vector
+from secateur.surgery.proof import CLOSE, difference, expected_outputs
 from secateur.surgery.propagate import RULES, Pass, op_name, shape_of
-from secateur.surgery.shrink import _CLOSE, Removal, Shrunk, _error, _expected, shrink
+from secateur.surgery.shrink import Removal, Shrunk, shrink
 from secateur.surgery.tracing import split_inputs
 
 _EVEN = 1e-12  # relative, of constants that are the same but for rounding
@@ -152,9 +153,11 @@ def shrink_dead(
             found = analyse(own, example)
             dead = _look(found, own, batches).dead(borders)
         nothing, labels = torch.empty(0, dtype=torch.int64), _labels_of(found, dead)
-        before = [_expected(found, nothing, batch) for batch in batches]
+        before = [expected_outputs(found, nothing, batch) for batch in batches]
         old, inexact = absorb(found, own, example, dead, borders=borders)
-        error = max(_error(_expected(found, labels, x)[0], y) for x, (y, _) in zip(batches, before, strict=True))
+        error = max(
+            difference(expected_outputs(found, labels, x)[0], y) for x, (y, _) in zip(batches, before, strict=True)
+        )
         if not inexact and error > _bound(own, old, before[0][1]):
             raise ModelError(f"without its dead units the network would differ by {error:.2g}; nothing was changed.")
         shrunk = shrink(model, example, dead, analysis=found, optimizer=optimizer, rewriting=rewriting)
@@ -298,7 +301,7 @@ class _Watch(Depends):
 
 def _look(analysis: Analysis, model: nn.Module, batches: list[Any]) -> _Watch:
     """What units add on some batches."""
-    _, dtype = _expected(analysis, torch.empty(0, dtype=torch.int64), batches[0])
+    _, dtype = expected_outputs(analysis, torch.empty(0, dtype=torch.int64), batches[0])
     watch = _Watch(analysis, model, dtype)
     for batch in batches:
         watch.batch(batch)
@@ -414,4 +417,4 @@ def _bound(model: nn.Module, old: Mapping[str, Tensor], dtype: torch.dtype | Non
     """How far outputs may be apart, by the types that constants were rounded to."""
     kinds = {tensor.dtype for tensor in old.values()}
     kinds |= {p.dtype for p in model.parameters() if p.is_floating_point()} if dtype is None else {dtype}
-    return max(_CLOSE.get(kind, 1e-5) for kind in kinds)
+    return max(CLOSE.get(kind, 1e-5) for kind in kinds)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -43,10 +43,13 @@ class Zeroed:
         run: the labelled graph.
         gone: labels of the units that go.
         dtype: type of the computation; by default that of the weights.
+        state: other numbers for parameters and buffers, by name.
     """
 
-    def __init__(self, run: Pass, gone: Tensor, dtype: torch.dtype | None = None) -> None:
-        self.run, self.dtype = run, dtype
+    def __init__(
+        self, run: Pass, gone: Tensor, dtype: torch.dtype | None = None, state: Mapping[str, Tensor] | None = None
+    ) -> None:
+        self.run, self.dtype, self.state = run, dtype, state or {}
         self.gone = torch.zeros(run.units.size + 1, dtype=torch.bool)
         self.gone[run.units.find(gone)] = True
 
@@ -54,7 +57,7 @@ class Zeroed:
     def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
         """The outputs, flat."""
         program = self.run.program
-        held = {**program.state_dict, **program.constants}
+        held = {**program.state_dict, **program.constants, **self.state}
         given = iter(pytree.tree_leaves((args, kwargs)))
         specs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
         env: dict[Node, Any] = {}

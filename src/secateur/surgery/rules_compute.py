@@ -292,7 +292,8 @@ def recurrent(run: Pass, node: Node) -> Made:
     """One hidden index is one unit in all gates, layers and directions, since a layer has one size for all."""
     name = op_name(node)
     value = run.value(node.args[0])
-    states, weights = run.of(_listed(node.args[1])), [run.value(a) for a in _listed(node.args[2])]
+    states = run.of(_listed(node.args[1]) or [node.args[1]])
+    weights = [run.value(a) for a in _listed(node.args[2])]
     biased, layers, both = bool(node.args[3]), int(node.args[4]), bool(node.args[7])  # type: ignore[arg-type]
     gates = {"lstm": 4, "gru": 3}.get(name, 1)
     each = (4 if biased else 2) * (1 + both) * layers

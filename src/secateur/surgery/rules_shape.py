@@ -35,6 +35,11 @@ def move(run: Pass, node: Node) -> Made:
     value = run.value(node.args[0])
     if value is None or any(isinstance(a, Node) and run.value(a) for a in node.args[1:] if op_name(node)[-3:] != "_as"):
         return run.unknown(node, f"{op_name(node)} by a tensor of the network")
+    if op_name(node) == "roll":  # what is left would have to be rolled by another number
+        dims = node.args[2] if len(node.args) > 2 and node.args[2] else range(value.dim)
+        dims = [int(d) % value.dim for d in dims]  # type: ignore[union-attr]
+        run.freeze(value, "it is rolled along itself", dims)
+        value = Value(value.shape, [layer for layer in value.layers if all(layer.shape[d] == 1 for d in dims)])
     return moved(run, node, value, shape_of(node), _mover(node))
 
 

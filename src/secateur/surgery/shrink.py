@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils import _pytree as pytree
 
 from secateur.core.errors import ModelError, SecateurError, UsageError
 from secateur.core.masks import Masks
@@ -19,15 +17,12 @@ from secateur.core.names import parameters, unwrap
 from secateur.runtime.lower_export import first_line
 from secateur.surgery.analysis import Analysis, Group, analyse
 from secateur.surgery.attributes import Change, known, written
-from secateur.surgery.reference import Zeroed, casts
+from secateur.surgery.proof import Case, cases, copied, trains
 from secateur.surgery.rewrite import rewrite
-from secateur.surgery.slicing import Kept, kept_of, slice_module, slice_optimizer, sliced
-from secateur.surgery.tracing import split_inputs
+from secateur.surgery.slicing import Kept, check_copy, check_optimizer, kept_of, slice_module, slice_optimizer, sliced
 
 Removal = Mapping[str, Sequence[int]]
 """Which units of which groups go, by the name of the group and the place in it."""
-
-_CLOSE = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
 
 @dataclass(frozen=True)
@@ -101,19 +96,26 @@ def shrink(
     slices = [(name, d, group.index[i][torch.as_tensor(list(units))])
               for group, units in groups for i, (name, d) in enumerate(group.tensors)]  # fmt: skip
     kept = kept_of(shapes, slices)
-    expected, wide = _expected(found, labels, example)
+    shrinking = {p for name, p in own.named_parameters(remove_duplicate=False) if name in kept}
+    if optimizer is not None:
+        check_optimizer(optimizer, shrinking)
+    for each in also:
+        check_copy(own, unwrap(each), kept)
+    proofs = cases(found, labels, own, example)
     count = sum(p.numel() for p in own.parameters())
     inexact = {group.name: group.inexact for group, _ in groups if group.inexact}
-    changes, error, why = _edited(own, found, kept, gone, example, (expected, wide))
+    changes, error, why = _edited(own, found, kept, gone, proofs)
     if why and not rewriting:
         raise ModelError(f"the network cannot take the new sizes ({why}); nothing was changed. Allow rewriting.")
+    if why and also:
+        raise UsageError(
+            f"averaged copies cannot follow, since the network has to be rewritten ({why}); nothing was changed. "
+            "Begin a new average."
+        )
     if why:
-        made, error = _rewritten(found, kept, gone, example, (expected, wide))
-        _refuse(error, wide, groups)
+        made, error = _rewritten(found, kept, gone, proofs)
         swapped = _pairs(own, made, kept)
         notes = slice_optimizer(optimizer, swapped) if optimizer is not None else []
-        if also:
-            raise UsageError("averaged copies cannot follow a network that had to be rewritten; begin a new average.")
         after = sum(p.numel() for p in made.parameters())
         return Shrunk(made, kept, (), error, (count, after), why, inexact, tuple(notes))
     notes = []
@@ -166,73 +168,24 @@ def _check(found: Analysis, remove: Removal) -> list[tuple[Group, list[int]]]:
     return groups
 
 
-def _expected(found: Analysis, labels: Tensor, example: Any) -> tuple[list[Any], torch.dtype | None]:
-    """What the shrunken network must give, and the type in which both are computed."""
-    args, kwargs = split_inputs(example)
-    for dtype in (None,) if casts(found.run) else (torch.float64, None):
-        try:
-            with torch.no_grad():
-                return Zeroed(found.run, labels, dtype)(args, kwargs), dtype
-        except Exception as error:  # an operator that does not take float64
-            if dtype is None:
-                raise ModelError(f"the dense network cannot be run from its graph ({error}).") from error
-    raise AssertionError
+def _rewritten(found: Analysis, kept: Kept, gone: Tensor, proofs: Sequence[Case]) -> tuple[nn.Module, float]:
+    """The graph with the new sizes, and its error.
 
-
-@torch.no_grad()
-def _run(model: nn.Module, example: Any, dtype: torch.dtype | None) -> list[Any]:
-    args, kwargs = split_inputs(example)
-    if dtype is not None:
-        model = copy.deepcopy(model).to(dtype)
-        args, kwargs = pytree.tree_map(
-            lambda x: x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x, (args, kwargs)
-        )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return pytree.tree_leaves(model(*args, **kwargs))
-
-
-def _error(found: Sequence[Any], expected: Sequence[Any]) -> float:
-    """The largest difference, relative to the largest number of each output; infinite where shapes differ."""
-    found = [x for x in found if isinstance(x, Tensor)]
-    expected = [x for x in expected if isinstance(x, Tensor)]
-    if len(found) != len(expected):
-        return float("inf")
-    worst = 0.0
-    for one, other in zip(found, expected, strict=True):
-        if one.shape != other.shape:
-            return float("inf")
-        if not one.is_floating_point():
-            worst = max(worst, 0.0 if torch.equal(one, other.to(one)) else float("inf"))
-        elif one.numel():
-            size = float(other.abs().max()) or 1.0
-            apart = float((one.double() - other.double()).abs().max()) / size
-            worst = max(worst, apart if apart == apart else float("inf"))
-    return worst
-
-
-def _bound(wide: torch.dtype | None, expected: Sequence[Any]) -> float:
-    if wide is not None:
-        return _CLOSE[wide]
-    kinds = [x.dtype for x in expected if isinstance(x, Tensor) and x.is_floating_point()]
-    return max((_CLOSE.get(kind, 1e-5) for kind in kinds), default=1e-5)
-
-
-def _refuse(error: float, wide: torch.dtype | None, groups: Sequence[tuple[Group, Any]]) -> None:
-    if error > _CLOSE[wide or torch.float32]:
-        names = ", ".join(group.name for group, _ in groups[:4])
-        raise ModelError(
-            f"without these units ({names}) the network differs by {error:.2g} from the dense one with the units "
-            "zeroed; nothing was changed. Leave the group out."
-        )
-
-
-def _rewritten(
-    found: Analysis, kept: Kept, gone: Tensor, example: Any, expected: tuple[list[Any], torch.dtype | None]
-) -> tuple[nn.Module, float]:
+    Raises:
+        ModelError: when it does not compute the same.
+    """
     try:
         made = rewrite(found.run, kept, gone)
-        return made, _error(_run(made, example, expected[1]), expected[0])
+
+        def build(dense: nn.Module) -> nn.Module:
+            slice_module(dense, kept)
+            small, given = copied(made), dict(dense.named_parameters(remove_duplicate=False))
+            with torch.no_grad():
+                for name, p in small.named_parameters(remove_duplicate=False):
+                    p.copy_(given[name])
+            return small
+
+        errors = [case.error(build) for case in proofs]
     except SecateurError:
         raise
     except Exception as problem:  # any operator may fail in any way
@@ -240,33 +193,42 @@ def _rewritten(
             f"neither the network nor its graph can take the new sizes ({type(problem).__name__}: "
             f"{first_line(problem)}); nothing was changed. Leave groups out."
         ) from problem
+    for case, error in zip(proofs, errors, strict=True):
+        if error > case.bound:
+            raise ModelError(
+                f"without these units the network differs by {error:.2g} from the dense one with the units zeroed; "
+                "nothing was changed. Leave groups out."
+            )
+    return made, errors[0]
 
 
 def _edited(
-    own: nn.Module,
-    found: Analysis,
-    kept: Kept,
-    gone: Tensor,
-    example: Any,
-    expected: tuple[list[Any], torch.dtype | None],
+    own: nn.Module, found: Analysis, kept: Kept, gone: Tensor, proofs: Sequence[Case]
 ) -> tuple[list[Change], float, str]:
-    """Attributes to change and the error that is left, found on a copy; or why the network cannot take the sizes."""
-    outputs, wide = expected
-    why = ""
+    """Attributes to change and the error that is left, found on copies; or why the network cannot take the sizes."""
+    why, learns = "", None
     for changes in _guesses(own, found, kept, gone):
-        trial = copy.deepcopy(own).eval()
-        slice_module(trial, kept)
+
+        def build(dense: nn.Module, changes: list[Change] = changes) -> nn.Module:
+            slice_module(dense, kept)
+            apply(dense, changes)
+            return dense
+
         try:
-            apply(trial, changes)
-            error = _error(_run(trial, example, wide), outputs)
+            errors = [case.error(build) for case in proofs]
         except SecateurError:
             raise
         except Exception as problem:  # any forward may fail in any way
-            why = why or f"{type(problem).__name__}: {str(problem).strip().splitlines()[0][:160]}"
+            why = why or f"{type(problem).__name__}: {first_line(problem)[:160]}"
             continue
-        if error <= _bound(wide, outputs):
-            return changes, error, ""
-        why = why or f"its outputs would differ by {error:.2g}"
+        wrong = next((e for case, e in zip(proofs, errors, strict=True) if e > case.bound), None)
+        if wrong is None:
+            learns = trains(own, proofs[0].example) if learns is None else learns
+            wrong = "" if learns else trains(build(copied(own)), proofs[0].example)
+            if not wrong:
+                return changes, errors[0], ""
+            why = why or wrong
+        why = why or f"its outputs would differ by {wrong:.2g}"
     return [], float("inf"), why
 
 

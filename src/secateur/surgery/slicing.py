@@ -64,6 +64,31 @@ def _renewed(old: nn.Parameter, dims: Mapping[int, Tensor]) -> nn.Parameter:
     return new
 
 
+def check_optimizer(optimizer: Optimizer, shrinking: set[nn.Parameter]) -> None:
+    """Refuse an optimizer of another network.
+
+    Raises:
+        ModelError: when it holds none of the parameters that shrink.
+    """
+    if shrinking and not any(p in shrinking for group in optimizer.param_groups for p in group["params"]):
+        raise ModelError(
+            "the optimizer holds none of the parameters that shrink; pass the one that trains this network, or none. "
+            "Nothing was changed."
+        )
+
+
+def check_copy(model: nn.Module, other: nn.Module, kept: Kept) -> None:
+    """Refuse an averaged copy of another network.
+
+    Raises:
+        ModelError: naming the first tensor that it lacks or has in another shape.
+    """
+    own, found = unwrap(model).state_dict(), unwrap(other).state_dict()
+    for name in kept:
+        if name in own and (name not in found or found[name].shape != own[name].shape):
+            raise ModelError(f"the averaged copy has no `{name}` of the network's shape; nothing was changed.")
+
+
 def slice_optimizer(
     optimizer: Optimizer, swapped: Mapping[nn.Parameter, tuple[nn.Parameter, Mapping[int, Tensor]]]
 ) -> list[str]:
@@ -71,15 +96,7 @@ def slice_optimizer(
 
     Returns:
         What could not be sliced and begins anew.
-
-    Raises:
-        ModelError: when the optimizer holds none of the network's parameters.
     """
-    every = [p for group in optimizer.param_groups for p in group["params"]]
-    if swapped and not any(p in swapped for p in every):
-        raise ModelError(
-            "the optimizer holds none of the parameters that shrink; pass the one that trains this network, or none."
-        )
     notes = []
     for group in optimizer.param_groups:
         group["params"] = [swapped[p][0] if p in swapped else p for p in group["params"]]
