@@ -174,3 +174,19 @@ def trains(model: nn.Module, example: Any) -> str:
     except Exception as error:  # any forward may fail in any way
         return f"in training mode, {type(error).__name__}: {first_line(error)}"
     return ""
+
+
+def more_rows(model: nn.Module, example: Any) -> float:
+    """How far the outputs of a batch move when its first example comes once more; infinite where that does not run."""
+    n = next((len(x) for x in pytree.tree_leaves(example) if isinstance(x, Tensor) and x.dim()), 0)
+
+    def longer(x: Any) -> Any:
+        return torch.cat([x, x[:1]]) if isinstance(x, Tensor) and x.dim() and len(x) == n else x
+
+    small = copied(model)
+    try:
+        before, after = run(small, example), run(small, pytree.tree_map(longer, example))
+    except Exception:  # any forward may fail in any way
+        return math.inf
+    grown = [y[:n] if isinstance(y, Tensor) and y.dim() and len(y) == n + 1 else y for y in after]
+    return difference(grown, before)

@@ -133,6 +133,8 @@ def _bounds(run: Pass, node: Node, twin: Node, gone: Tensor) -> None:
     if labels is None:
         return
     stays, size = ~gone[labels], source.shape[d]
+    if bool(stays.all()):
+        return
     before = [0, *stays.long().cumsum(0).tolist()]
 
     def moved(place: Any, default: int) -> int:

@@ -17,7 +17,7 @@ from secateur.core.names import parameters, unwrap
 from secateur.runtime.lower_export import first_line
 from secateur.surgery.analysis import Analysis, Group, analyse
 from secateur.surgery.attributes import Change, known, written
-from secateur.surgery.proof import Case, cases, copied, trains
+from secateur.surgery.proof import Case, cases, copied, more_rows, trains
 from secateur.surgery.rewrite import rewrite
 from secateur.surgery.slicing import Kept, check_copy, check_optimizer, kept_of, slice_module, slice_optimizer, sliced
 
@@ -113,7 +113,7 @@ def shrink(
             "Begin a new average."
         )
     if why:
-        made, error = _rewritten(found, kept, gone, proofs)
+        made, error = _rewritten(own, found, kept, gone, proofs)
         swapped = _pairs(own, made, kept)
         notes = slice_optimizer(optimizer, swapped) if optimizer is not None else []
         after = sum(p.numel() for p in made.parameters())
@@ -168,7 +168,9 @@ def _check(found: Analysis, remove: Removal) -> list[tuple[Group, list[int]]]:
     return groups
 
 
-def _rewritten(found: Analysis, kept: Kept, gone: Tensor, proofs: Sequence[Case]) -> tuple[nn.Module, float]:
+def _rewritten(
+    own: nn.Module, found: Analysis, kept: Kept, gone: Tensor, proofs: Sequence[Case]
+) -> tuple[nn.Module, float]:
     """The graph with the new sizes, and its error.
 
     Raises:
@@ -186,6 +188,8 @@ def _rewritten(found: Analysis, kept: Kept, gone: Tensor, proofs: Sequence[Case]
             return small
 
         errors = [case.error(build) for case in proofs]
+        if not found.note and more_rows(own, proofs[0].example) <= proofs[0].bound:
+            errors[0] = max(errors[0], more_rows(made, proofs[0].example))
     except SecateurError:
         raise
     except Exception as problem:  # any operator may fail in any way
