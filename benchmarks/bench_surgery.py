@@ -1,8 +1,8 @@
 """How long the analysis of a network takes, and how many of a list are handled, beside torch-pruning.
 
-Run: ``python benchmarks/bench_surgery.py [--write docs/results/surgery-bench.md]`` from the project's root; torch-pruning
-comes with the extra ``bench``. Times are seconds of processor time, one thread; every network of the list runs in
-a process of its own with a limit of two minutes, since an analysis may not end.
+Run: ``python benchmarks/bench_surgery.py [--write docs/results/surgery-bench.md]`` from the project's root;
+torch-pruning comes with the extra ``bench``. Times are seconds of processor time, one thread; every network of the
+list runs in a process of its own with a limit of two minutes, since an analysis may not end.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ class Block(nn.Module):
         self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Attention and MLP, each beside a shortcut."""
         b, t, _ = x.shape
         q, k, v = (p.view(b, t, self.heads, -1).transpose(1, 2) for p in self.qkv(self.one(x)).chunk(3, -1))
         seen = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
@@ -198,9 +199,11 @@ def yardstick() -> list[str]:
         good[1] += other.startswith("runs")
         lines.append(f"| `{name}` | {mine} | {seconds} | {other} | {more} |")
         print(lines[-1], flush=True)
-    head = [f"**{good[0]} of {len(names)}** by secateur, each proved against the zeroed dense network; **{good[1]} of {len(names)}** by",
-            "torch-pruning, of which it is only known that they run with the same output shapes.", "",
-            "| network | secateur | analysis s | torch-pruning | analysis and cut s |", "|---|---|---|---|---|"]  # fmt: skip
+    head = [
+        f"**{good[0]} of {len(names)}** by secateur, each proved against the zeroed dense network; **{good[1]} of",
+        f"{len(names)}** by torch-pruning, of which it is only known that they run and keep the shapes of outputs.",
+        "", "| network | secateur | analysis s | torch-pruning | analysis and cut s |", "|---|---|---|---|---|",
+    ]  # fmt: skip
     return head + lines
 
 
@@ -219,8 +222,8 @@ def main() -> None:
         parts += ["", "## The same networks", "", *yardstick()]
     if chosen.write:
         text = (__doc__ or "").partition("\n\n")[2].strip()
-        page = ["# Surgery: time and coverage", "", text, "",
-                f"{on['cpu']}, torch {on['torch']}, torch-pruning {torch_pruning.__version__}.", "", *parts]  # fmt: skip
+        about = f"{on['cpu']}, torch {on['torch']}, torch-pruning {torch_pruning.__version__}."
+        page = ["# Surgery: time and coverage", "", text, "", about, "", *parts]
         chosen.write.write_text("\n".join(page) + "\n", encoding="utf-8")
 
 

@@ -38,7 +38,8 @@ NOTES = """What the tables say, and what not:
 - `bert_tiny` fits its 5,600 training letters nearly perfectly. Gradients are then almost nothing on the examples, and
   criteria made of them (`obd`, `fisher_diagonal`, `snip`, `taylor`, `snr`) rank worse than magnitude.
 - Whole units: one tensor at a time loses its rows; what reads them is not rewired, and residual partners are not
-  pruned together. `sosp_i` takes a product for every unit and was run on the convolutional networks only.
+  pruned together. `sosp_i` takes two passes for every unit and sees the first 8 examples only of the language models
+  and `bert_tiny`.
 - `exact_obs` and `chita` are dear; where not all seeds were run, the cell says so.
 """
 

@@ -27,7 +27,7 @@ from secateur.core.errors import FileError, ModelError, nearest
 from secateur.core.files import file_digest, read_json, read_tensors, write_bytes, write_json, write_tensors
 from secateur.core.masks import Masks
 from secateur.core.names import aliases, unwrap
-from secateur.engine.rebuilding import resize, sizes_of
+from secateur.engine.rebuilding import classes_of, resize, sizes_of
 from secateur.nets import build
 from secateur.runtime.paths import cpu_name
 
@@ -38,6 +38,8 @@ BUFFERS = "buffers.safetensors"
 """Buffers that ``state_dict`` leaves out, where there are any: a smaller network needs what surgery left of them."""
 PROGRAM = "program.pt2"
 """The graph of a network that has no class of its own any more."""
+REWRITTEN = "torch.fx:GraphModule"
+"""How ``structure.json`` names such a network."""
 
 
 @dataclass(frozen=True)
@@ -191,6 +193,7 @@ def structure_of(net: nn.Module, model: Mapping[str, Any], left_alone: Mapping[s
         "parameters": {n: {"shape": list(p.shape), "dtype": str(p.dtype)} for n, p in plain.named_parameters()},
         "buffers": {n: {"shape": list(b.shape), "dtype": str(b.dtype)} for n, b in plain.named_buffers()},
         "sizes": sizes_of(net),
+        "thin_attention": classes_of(net),
         "tied": {first: names[1:] for first, names in aliases(net).items() if len(names) > 1},
         "left_alone": dict(left_alone),
     }

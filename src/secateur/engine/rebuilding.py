@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from secateur.core.errors import FileError
 from secateur.core.names import unwrap
+from secateur.surgery.attention import ThinAttention
 
 
 def sizes_of(model: nn.Module) -> dict[str, dict[str, Any]]:
@@ -20,6 +21,11 @@ def sizes_of(model: nn.Module) -> dict[str, dict[str, Any]]:
         if held:
             found[path] = held
     return found
+
+
+def classes_of(model: nn.Module) -> list[str]:
+    """Paths of the attention modules that surgery has given a class of its own."""
+    return [path for path, module in unwrap(model).named_modules() if type(module) is ThinAttention]
 
 
 def _is_size(name: str, value: Any) -> bool:
@@ -43,6 +49,9 @@ def resize(model: nn.Module, structure: Mapping[str, Any], buffers: Mapping[str,
     """
     model = unwrap(model)
     modules = dict(model.named_modules(remove_duplicate=False))
+    for path in structure.get("thin_attention", ()):
+        if type(modules.get(path)) is nn.MultiheadAttention:
+            ThinAttention.adopt(modules[path])  # type: ignore[arg-type]
     tied = {other: first for first, others in structure.get("tied", {}).items() for other in others}
     own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     shapes = {**structure.get("parameters", {}), **structure.get("buffers", {})}

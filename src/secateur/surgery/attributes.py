@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.fx import Node
 
+from secateur.surgery.attention import ThinAttention
 from secateur.surgery.labels import Value
 from secateur.surgery.propagate import Pass, op_name, shape_of
 
@@ -17,6 +18,7 @@ _ROWS = ("out_features", "out_channels", "num_features", "num_channels", "num_pa
 _SIZED = (
     "view", "reshape", "expand", "_unsafe_view", "unflatten", "new_zeros", "new_ones", "zeros", "ones", "full", "repeat"
 )  # fmt: skip
+_WIDTHS = ("d_model", "embed_dim", "hidden_size", "hidden_dim", "dim", "width", "n_embd", "channels", "num_features")
 _COLUMNS = ("in_features", "in_channels", "embedding_dim", "nx")
 
 
@@ -60,6 +62,8 @@ def _of_layer(path: str, before: nn.Module, after: nn.Module) -> Iterable[Change
             one, other = before.get_parameter(key), after.get_parameter(key)
             yield from _changed(path, before, name, one.shape[1], other.shape[1])
         return
+    if type(before) in (nn.MultiheadAttention, ThinAttention):
+        yield from _of_attention(path, before, after)
     if old is None or new is None or old.shape == new.shape:
         return
     transposed = bool(getattr(before, "transposed", False))
@@ -76,6 +80,49 @@ def _of_layer(path: str, before: nn.Module, after: nn.Module) -> Iterable[Change
     shape = getattr(before, "normalized_shape", None)
     if isinstance(shape, tuple) and shape == tuple(old.shape):
         yield Change(path, "normalized_shape", shape, tuple(new.shape))
+
+
+def _of_attention(path: str, before: Any, after: Any) -> Iterable[Change]:
+    """Torch's own attention cannot have heads that are narrower than its width; ours, with the same parameters, can."""
+    rows = [m.in_proj_weight if m.in_proj_weight is not None else m.q_proj_weight for m in (before, after)]
+    times = 3 if before.in_proj_weight is not None else 1
+    if rows[0].shape == rows[1].shape and before.out_proj.weight.shape == after.out_proj.weight.shape:
+        return
+    if before.bias_k is not None or before.add_zero_attn:
+        return
+    inner = [w.shape[0] // times for w in rows]
+    head = inner[0] // before.num_heads
+    if type(before) is nn.MultiheadAttention:
+        yield Change(path, "__class__", nn.MultiheadAttention, ThinAttention)
+    yield from _changed(path, before, "num_heads", before.num_heads, inner[1] // head)
+    yield from _changed(path, before, "embed_dim", before.out_proj.weight.shape[0], after.out_proj.weight.shape[0])
+    for name, weight in (("kdim", "k_proj_weight"), ("vdim", "v_proj_weight")):
+        one, other = (getattr(m, weight) if times == 1 else m.in_proj_weight for m in (before, after))
+        yield from _changed(path, before, name, one.shape[1], other.shape[1])
+
+
+def around(model: nn.Module, changes: Sequence[Change]) -> list[Change]:
+    """Widths that modules around a changed layer remember under a usual name, where they had the layer's old value."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    pairs: dict[tuple[str, int], set[int]] = {}
+    for change in changes:
+        parts = change.path.split(".")
+        for old, new in _numbers_of(change):
+            for i in range(len(parts)):
+                pairs.setdefault((".".join(parts[:i]), old), set()).add(new)
+    found = []
+    for (path, old), news in pairs.items():
+        held = vars(modules[path]) if path in modules else {}
+        names = [name for name in _WIDTHS if type(held.get(name)) is int and held[name] == old]
+        found += [Change(path, name, old, next(iter(news))) for name in names if len(news) == 1]
+    return found
+
+
+def _numbers_of(change: Change) -> Iterable[tuple[int, int]]:
+    olds, news = ((v if isinstance(v, tuple) else (v,)) for v in (change.old, change.new))
+    for old, new in zip(olds, news, strict=False):
+        if type(old) is int and type(new) is int and old != new:
+            yield old, new
 
 
 def _changed(path: str, module: nn.Module, name: str, old: int, new: int) -> Iterable[Change]:

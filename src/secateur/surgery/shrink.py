@@ -16,7 +16,8 @@ from secateur.core.masks import Masks
 from secateur.core.names import parameters, unwrap
 from secateur.runtime.lower_export import first_line
 from secateur.surgery.analysis import Analysis, Group, analyse
-from secateur.surgery.attributes import Change, known, written
+from secateur.surgery.attention import ThinAttention
+from secateur.surgery.attributes import Change, around, known, written
 from secateur.surgery.proof import Case, cases, copied, more_rows, trains
 from secateur.surgery.rewrite import rewrite
 from secateur.surgery.slicing import Kept, check_copy, check_optimizer, kept_of, slice_module, slice_optimizer, sliced
@@ -132,7 +133,10 @@ def apply(model: nn.Module, changes: Sequence[Change]) -> None:
     """Give attributes their new values, and layers what follows from their weights."""
     modules = dict(model.named_modules(remove_duplicate=False))
     for change in changes:
-        setattr(modules[change.path], change.name, change.new)
+        if change.name == "__class__":
+            ThinAttention.adopt(modules[change.path])  # type: ignore[arg-type]
+        else:
+            setattr(modules[change.path], change.name, change.new)
     for module in model.modules():
         weight = module._parameters.get("weight")
         if isinstance(module, nn.modules.conv._ConvNd) and weight is not None:
@@ -247,8 +251,11 @@ def _guesses(own: nn.Module, found: Analysis, kept: Kept, gone: Tensor) -> list[
     heads = [c for c in maybe if "head" in c.name and "dim" not in c.name and "size" not in c.name]
     guesses = []
     for more in (maybe, narrow, heads, []):
-        if [*sure, *more] not in guesses:
-            guesses.append([*sure, *more])
+        places = {(c.path, c.name) for c in (*sure, *more)}
+        wide = [c for c in around(own, sure) if (c.path, c.name) not in places]
+        for guess in ([*sure, *more], [*sure, *more, *wide]):
+            if guess not in guesses:
+                guesses.append(guess)
     return guesses
 
 
