@@ -58,7 +58,7 @@ class Case:
 
 
 def cases(found: Analysis, labels: Tensor, own: nn.Module, example: Any) -> list[Case]:
-    """The example with the network's own weights; and noise in the place of its inputs, with weights that are shaken.
+    """The example with the network's own weights; and noise in the place of inputs and weights.
 
     The second shows what the first may hide: an example of zeros, dead activations, weights that happen to vanish.
     It is left out where the dense network itself cannot run on noise.
@@ -67,8 +67,14 @@ def cases(found: Analysis, labels: Tensor, own: nn.Module, example: Any) -> list
         ModelError: when the dense network cannot be run from its graph.
     """
     expected, dtype = expected_outputs(found, labels, example)
+    floating = [x for x in expected if isinstance(x, Tensor) and x.is_floating_point() and x.numel()]
+    if floating and not any(bool(x.isfinite().any()) for x in floating):
+        raise ModelError(
+            "the network's outputs are nowhere finite on the example, so nothing can be proved; nothing was changed. "
+            "Run `secateur doctor` on it: weights or inputs hold NaN or infinity."
+        )
     made = [Case(own, example, expected, dtype)]
-    dense, noise = _shaken(own), _noise(example)
+    dense, noise = _drawn(own), _noise(example)
     state = {**dict(dense.named_parameters(remove_duplicate=False))}
     try:
         with torch.no_grad():
@@ -87,13 +93,17 @@ def copied(model: nn.Module) -> nn.Module:
         return copy.deepcopy(model).eval()
 
 
-def _shaken(own: nn.Module) -> nn.Module:
+def _drawn(own: nn.Module) -> nn.Module:
     dense, random = copied(own), stream(0, "surgery", "weights")
     with torch.no_grad():
         for p in dense.parameters():
             if p.is_floating_point() and p.numel():
-                size = float(p.detach().float().abs().mean()) + 0.02
-                p.add_((0.3 * size * torch.randn(p.shape, generator=random)).to(p.device, p.dtype))
+                drawn = torch.randn(p.shape, generator=random)
+                if p.dim() > 1:
+                    drawn *= (len(p) / p.numel()) ** 0.5
+                else:  # scales stay about 1, shifts about 0, whatever they have become
+                    drawn = 0.1 * drawn + (1.0 if float(p.detach().float().mean()) > 0.5 else 0.0)
+                p.copy_(drawn.to(p.device, p.dtype))
     return dense
 
 
@@ -141,7 +151,7 @@ def run(model: nn.Module, example: Any, dtype: torch.dtype | None = None) -> lis
 def difference(found: Sequence[Any], expected: Sequence[Any]) -> float:
     """The largest difference, relative to the largest number of each output; infinite where shapes differ.
 
-    Numbers that must not be finite are not compared.
+    Where a number is not finite, the other must not be either.
     """
     found = [x for x in found if isinstance(x, Tensor)]
     expected = [x for x in expected if isinstance(x, Tensor)]
@@ -155,6 +165,8 @@ def difference(found: Sequence[Any], expected: Sequence[Any]) -> float:
             worst = max(worst, 0.0 if torch.equal(one, other.to(one)) else math.inf)
             continue
         sure = other.isfinite()
+        if bool((one.isfinite() != sure).any()):
+            return math.inf
         if bool(sure.any()):
             size = float(other[sure].abs().max()) or 1.0
             apart = float((one[sure].double() - other[sure].double()).abs().max()) / size
