@@ -215,7 +215,7 @@ What flows into them stays; they are listed by the coverage table of each networ
 
 
 def _how() -> str:
-    text = (__doc__ or "").partition("from the project's root. ")[2]
+    text = (__doc__ or "").partition("from the project's root.\n")[2]
     return " ".join(text.split())
 
 
@@ -224,7 +224,11 @@ def main() -> int:
     options = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     options.add_argument("--only", nargs="*", default=[])
     options.add_argument("--write", type=Path)
+    options.add_argument("--page", type=Path, help="write this page anew from the rows beside it")
     chosen = options.parse_args()
+    if chosen.page:
+        chosen.page.write_text(page(json.loads(chosen.page.with_suffix(".json").read_text("utf-8"))), encoding="utf-8")
+        return 0
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     rows = []
