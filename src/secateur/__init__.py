@@ -28,6 +28,8 @@ _PLACES = {
     "Cut": "engine",
     "plan": "engine",
     "prune": "engine",
+    "shrink": "engine.shrinking",
+    "Thinned": "engine.shrinking",
     "train": "engine",
     "TrainStep": "engine",
     "Recipe": "engine",
@@ -68,6 +70,8 @@ if TYPE_CHECKING:
     from secateur.engine import save as save
     from secateur.engine import train as train
     from secateur.engine.exporting import export as export
+    from secateur.engine.shrinking import Thinned as Thinned
+    from secateur.engine.shrinking import shrink as shrink
 
 
 def __getattr__(name: str) -> Any:

@@ -15,7 +15,8 @@ from secateur.core.files import read_json
 from secateur.engine import distributed
 from secateur.engine.compensating import plan_layers
 from secateur.engine.cutting import plan as make_plan
-from secateur.engine.recipe import PruneStep
+from secateur.engine.recipe import PruneStep, ShrinkStep
+from secateur.engine.removing import Choice, Removing, survey
 from secateur.engine.runner import Runner
 from secateur.engine.start import Listener
 from secateur.engine.trackers import tracker
@@ -65,9 +66,10 @@ class Screen(Listener):
             self._task = None
         if "kept" in card:
             accuracy = card["readings"]["accuracy"]
+            kept = f"kept {card['kept']:,} of {card['total']:,} exactly   " if "figures" not in card else ""
             text = (
                 f"accuracy {accuracy['value']:.2f} % ({accuracy['low']:.2f} to {accuracy['high']:.2f})   "
-                f"kept {card['kept']:,} of {card['total']:,} exactly   {card['seconds']:.1f} s"
+                f"{kept}{card['seconds']:.1f} s"
             )
         else:
             text = "measured"
@@ -86,8 +88,8 @@ class Screen(Listener):
 def _layers(card: Mapping[str, Any]) -> list[str]:
     """What pruning did to each layer, and what new statistics of BatchNorm gave."""
     layers = card.get("layers") or []
+    lines = _units(card)
     width = max((len(layer["name"]) for layer in layers), default=0)
-    lines = []
     for layer in layers:
         text = f"  {layer['name']:<{width}}  {layer['kept']:>10,} of {layer['total']:>10,}"
         if layer.get("error") is not None:
@@ -96,6 +98,15 @@ def _layers(card: Mapping[str, Any]) -> list[str]:
             text += f"   loss {layer['rise']:+.4g} (forecast {layer['forecast']:+.4g})"
         lines.append(text)
     return [*lines, *_recovered(card.get("recovered") or {})]
+
+
+def _units(card: Mapping[str, Any]) -> list[str]:
+    """What removal left: figures of the network, and units of each group that lost some."""
+    figures, groups = card.get("figures") or {}, card.get("groups") or []
+    lines = [f"  {name} {was:,} -> {now:,} ({now / max(was, 1):.4g}x)" for name, (was, now) in figures.items()]
+    width = max((len(group["name"]) for group in groups), default=0)
+    lost = [group for group in groups if group["kept"] < group["units"]]
+    return lines + [f"  {g['name']:<{width}}  {g['kept']:>6,} of {g['units']:>6,} units" for g in lost]
 
 
 _RECOVERED = {
@@ -128,6 +139,7 @@ def plan(runner: Runner, as_json: bool) -> None:
     rows = runner.plan()
     first = runner.recipe.steps[0]
     made = None
+    removed = _survey(runner, first) if isinstance(first, ShrinkStep) else None
     if isinstance(first, PruneStep):
         state = runner.start()
         task = runner.sample(runner.data(), first.examples, state.net)
@@ -140,13 +152,24 @@ def plan(runner: Runner, as_json: bool) -> None:
         if made is not None:
             table["plan"] = {"counts": made.counts, "left_alone": made.left_alone,
                              "forecast": made.forecast.to_json() if made.forecast else None}  # fmt: skip
+        if removed is not None:
+            table["plan"] = {"groups": removed.groups(), "left": removed.left, "figures": removed.figures()}
         return dump(table)
     print(runner.recipe.to_toml(), end="\n")
     for row in rows:
         print(f"step {row['number']}: {row['do']:<8} {row['state']:<10} {row['folder']}")
     if made is not None:
         print(f"\n{made}")
+    if removed is not None:
+        print(f"\n{removed}")
     return None
+
+
+def _survey(runner: Runner, step: ShrinkStep) -> Removing:
+    """What the step would remove if it took one round."""
+    state = runner.start()
+    task = runner.sample(runner.data(), step.examples, state.net)
+    return survey(task, step.to, step.criterion, Choice.of(step), runner.base(step, state, task))
 
 
 def result(out: Path, as_json: bool) -> None:

@@ -82,6 +82,32 @@ def _prune(p: argparse.ArgumentParser) -> None:
     _shared(p)
 
 
+def _shrink(p: argparse.ArgumentParser) -> None:
+    p.add_argument("start", metavar="FOLDER", help="a run folder or .safetensors file (then with --net)")
+    p.add_argument(
+        "--to",
+        metavar="TARGET",
+        help='such as "macs 0.5x" (default), "params 100k", "bytes 5MB", "units 0.7x", "ms 3.5"',
+    )
+    p.add_argument(
+        "--criterion", "--score", metavar="NAME", help="which weights matter: taylor_filter, ... (default magnitude)"
+    )
+    p.add_argument("--granularity", choices=("heads", "dims"), help="units of attention: heads (default), or dims")
+    p.add_argument("--scope", choices=("global", "group"),
+                   help="compare all units (default), or take the same share of each group")  # fmt: skip
+    p.add_argument("--inexact", action="store_true", help="also remove what changes the statistics of a normalisation")
+    p.add_argument("--minimum", type=float, metavar="N", help="units that each group keeps, or a share (default 1)")
+    p.add_argument("--multiple", type=int, metavar="N", help="let groups keep a multiple of so many slices (default 1)")
+    p.add_argument("--rounds", type=int, metavar="N", help="removals on the way, by scores taken anew (default 1)")
+    p.add_argument("--epochs", type=int, default=0, metavar="N", help="then train the smaller network (default: no)")
+    p.add_argument("--lr", type=float, metavar="X", help="highest learning rate, with --epochs (default 0.1)")
+    p.add_argument("--net", metavar="NAME", help="the network of a .safetensors file")
+    p.add_argument("--only", action="append", default=[], metavar="GLOB", help="only these groups may lose units")
+    p.add_argument("--skip", action="append", default=[], metavar="GLOB", help="leave these groups whole")
+    p.add_argument("--equal", action="append", default=[], metavar="GLOB", help="these groups keep equally many units")
+    _shared(p)
+
+
 def _run(p: argparse.ArgumentParser) -> None:
     p.add_argument("recipe", metavar="RECIPE", help="a TOML file")
     p.add_argument("-o", "--out", metavar="FOLDER", help="the run folder (default: runs/ and the recipe's name)")
@@ -149,6 +175,8 @@ VERBS: dict[str, Verb] = {
                   "example:\n  secateur train --net lenet_300_100 --data digits --epochs 10 -o runs/dense"),
     "prune": Verb("prune a network, once or step by step while training, and measure it", _prune, "prune",
                   'example:\n  secateur prune runs/dense --to "params 5%" --epochs 10'),
+    "shrink": Verb("remove units, so that the network itself is smaller, and measure it", _shrink, "shrink",
+                   'example:\n  secateur shrink runs/dense --to "macs 0.5x" --criterion taylor_filter --epochs 5'),
     "run": Verb("run a recipe; finished steps are skipped, unfinished ones go on", _run, "run",
                 "example:\n  secateur run recipes/digits-demo.toml"),
     "measure": Verb("measure a network against the dense one it came from", _measure, "measure",

@@ -104,7 +104,7 @@ def verdict(
     extra = {name_of(probe): reading_of(probe, after, masks) for probe in probes}
     random = (
         {"random": _random(dense, masks, data, device, seed)}
-        if "random" in baselines and masks.kept < masks.total
+        if "random" in baselines and masks.kept < masks.total and _alike(dense, masks)
         else {}
     )
     return Verdict(first, second, change, random, layers(two, masks, second["cost"]), extra)
@@ -169,6 +169,12 @@ def _deflated(path: Path) -> int:
         while chunk := file.read(1 << 20):
             size += len(packer.compress(chunk))
     return size + len(packer.flush())
+
+
+def _alike(dense: Artefact, masks: Masks) -> bool:
+    """Whether the masks fit the dense network: not when units were removed."""
+    shapes = dense.structure["parameters"]
+    return all(list(mask.shape) == shapes[name]["shape"] for name, mask in masks.items() if name in shapes)
 
 
 def _random(dense: Artefact, masks: Masks, data: Iterable[Batch], device: torch.device, seed: int) -> Reading:

@@ -19,8 +19,12 @@ from secateur.engine.binding import bind, table_of
 from secateur.engine.compensating import Inputs
 from secateur.engine.cutting import aim
 from secateur.engine.recovering import Recover
+from secateur.engine.shrinking import check_rounds
 from secateur.engine.surgeon import Curvature
 from secateur.engine.toml import dump
+from secateur.surgery.analysis import Granularity
+from secateur.surgery.choosing import Scope, parse_goal
+from secateur.surgery.scoring import Normalize
 
 FORMAT = "0.1"
 
@@ -218,6 +222,58 @@ class PruneStep:
 
 
 @dataclass(frozen=True)
+class ShrinkStep:
+    """Remove units until the network costs what it may; train steps after it train the smaller network.
+
+    Args:
+        to: what it may cost, such as ``"macs 0.5x"``, ``"params 100k"``, ``"bytes 5MB"`` or ``"ms 3.5"``. Shares are of
+            the dense network, also where steps before have removed units already; those of units (``"units 0.7x"``) are
+            of what the step is given.
+        criterion: which weights matter.
+        granularity: units of attention: whole ``"heads"``, or ``"dims"``, the same index in every head.
+        inexact: let also those groups lose units whose removal changes the statistics of a normalisation.
+        scope: compare scores over all groups, or take the same share of each ``"group"``.
+        minimum: units that each group keeps: a whole number, or (in one round) a share below 1.
+        multiple: let groups that lose units keep a multiple of so many slices.
+        normalize: what the scores of a group are divided by; by default what the criterion asks for.
+        only: globs of groups that may lose units.
+        skip: globs of groups that stay whole.
+        equal: globs; groups that match the same one keep equally many units.
+        rounds: removals on the way, each by scores taken anew.
+        examples: training examples for scores and statistics.
+        recover: ``"batchnorm"`` takes the statistics of BatchNorm anew after every round; or ``"nothing"``.
+        rewriting: go on with a graph, in which dropout and BatchNorm act as in evaluation mode, where the network's own
+            forward cannot take the new sizes; without, the step is refused then.
+    """
+
+    do: ClassVar[str] = "shrink"
+    to: str = "macs 0.5x"
+    criterion: Criterion = field(default_factory=Magnitude)
+    granularity: Granularity = "heads"
+    inexact: bool = False
+    scope: Scope = "global"
+    minimum: int | float = 1
+    multiple: int = 1
+    normalize: Normalize | None = None
+    only: tuple[str, ...] = ()
+    skip: tuple[str, ...] = ()
+    equal: tuple[str, ...] = ()
+    rounds: int = 1
+    examples: int = 1024
+    recover: Literal["batchnorm", "nothing"] = "batchnorm"
+    rewriting: bool = True
+
+    def __post_init__(self) -> None:
+        parse_goal(self.to)
+        check_rounds(self.rounds, self.minimum)
+        if self.examples < 1 or self.minimum < 0 or self.multiple < 1:
+            raise UsageError(
+                f"shrink: examples is {self.examples}, minimum {self.minimum} and multiple {self.multiple}; examples "
+                "and multiple must be at least 1, minimum at least 0."
+            )
+
+
+@dataclass(frozen=True)
 class MeasureStep:
     """Measure the result against the dense network it came from.
 
@@ -231,8 +287,8 @@ class MeasureStep:
     baselines: tuple[Literal["random"], ...] = ("random",)
 
 
-Step = TrainStep | PruneStep | MeasureStep
-STEPS: dict[str, type[Any]] = {kind.do: kind for kind in (TrainStep, PruneStep, MeasureStep)}
+Step = TrainStep | PruneStep | ShrinkStep | MeasureStep
+STEPS: dict[str, type[Any]] = {kind.do: kind for kind in (TrainStep, PruneStep, ShrinkStep, MeasureStep)}
 
 
 @dataclass(frozen=True)
@@ -263,7 +319,9 @@ class Recipe:
             raise UsageError(f"seed is {seed!r}; it must be a whole number.")
         steps = table.get("step", [])
         if not isinstance(steps, list) or not steps:
-            raise UsageError('the recipe has no steps; add a [[step]] with do = "train", "prune" or "measure".')
+            raise UsageError(
+                'the recipe has no steps; add a [[step]] with do = "train", "prune", "shrink" or "measure".'
+            )
         return cls(
             bind(ModelSpec, _with_options(ModelSpec, table.get("model", {}), "model"), "model"),
             bind(DataSpec, _with_options(DataSpec, table.get("data", {}), "data"), "data"),

@@ -30,16 +30,22 @@ from secateur.engine.compensating import LayerCut
 from secateur.engine.compiling import PLAN
 from secateur.engine.cutting import plan as make_plan
 from secateur.engine.cutting import prune as carry_out
-from secateur.engine.folder import CARD, WEIGHTS, Artefact, load_state, origin, save, structure_of
+from secateur.engine.folder import CARD, REWRITTEN, STRUCTURE, WEIGHTS, Artefact, load_state, origin, save, structure_of
 from secateur.engine.loop import Training, needs_teacher
 from secateur.engine.measure import verdict
-from secateur.engine.recipe import MeasureStep, PruneStep, Recipe, TrainStep
+from secateur.engine.rebuilding import resize
+from secateur.engine.recipe import MeasureStep, PruneStep, Recipe, ShrinkStep, TrainStep
 from secateur.engine.recovering import Recovery
+from secateur.engine.removing import Choice, few, reference
+from secateur.engine.shrinking import thin
 from secateur.engine.solving import solve
 from secateur.engine.sources import sources
 from secateur.engine.start import Listener, State, begin
 from secateur.engine.surgeon import Round
 from secateur.probes.accuracy import Accuracy
+from secateur.runtime.lower_export import quiet
+from secateur.surgery.costs import Costs
+from secateur.surgery.tracing import trace
 
 
 @dataclass
@@ -160,17 +166,18 @@ class Runner:
         if isinstance(step, MeasureStep):
             distributed.first(lambda: self._measure(step, folder, given, data, about))
         else:
-            extra = (
-                self._train(step, folder, given, data)
-                if isinstance(step, TrainStep)
-                else self._prune(step, given, data)
-            )
+            extra = self._carry_out(step, folder, given, data)
             extra.setdefault("seconds", round(time.perf_counter() - began, 3))
             facts = {**about, **extra}
             distributed.first(lambda: self._save(folder, given, data, facts, number))
             state = self._reload(folder, state)
         self.listener.end(number, step, read_json(folder / CARD), skipped=False)
         return state
+
+    def _carry_out(self, step: Any, folder: Path, state: State, data: Dataset) -> dict[str, Any]:
+        if isinstance(step, TrainStep):
+            return self._train(step, folder, state, data)
+        return self._shrink(step, state, data) if isinstance(step, ShrinkStep) else self._prune(step, state, data)
 
     def _length(self, step: Any, data: Dataset) -> int:
         if not isinstance(step, TrainStep):
@@ -181,13 +188,18 @@ class Runner:
     def _reload(self, folder: Path, state: State) -> State:
         """The step's result as it lies on disk: what was not saved cannot be reported."""
         artefact = Artefact.open(folder)
-        load_state(state.net, artefact.state(), str(folder / WEIGHTS))
-        where = distributed.device()
+        where, net = distributed.device(), state.net
+        if artefact.structure["model"]["use"] == REWRITTEN:
+            net = artefact.build().to(where)
+        else:
+            resize(net, artefact.structure, artefact.buffers(), str(folder / STRUCTURE))
+            load_state(net, artefact.state(), str(folder / WEIGHTS))
         masks = artefact.masks().to(where)
-        masks.check(state.net)
-        dense = artefact if masks.kept == masks.total else state.dense
+        masks.check(net)
+        shrunk = artefact.card.get("shrunk")
+        dense = artefact if masks.kept == masks.total and not shrunk else state.dense
         left = dict(artefact.structure.get("left_alone", {}))
-        return State(state.net, masks, state.model, left, artefact, dense)
+        return State(net, masks, dict(artefact.structure["model"]), left, artefact, dense, shrunk)
 
     def _train(self, step: TrainStep, folder: Path, state: State, data: Dataset) -> dict[str, Any]:
         spec, seed = self.recipe.data, self.recipe.seed
@@ -252,6 +264,31 @@ class Runner:
             "cautions": cautions, **self._recover(recovery, state, data),
         }  # fmt: skip
 
+    def _shrink(self, step: ShrinkStep, state: State, data: Dataset) -> dict[str, Any]:
+        task = self.sample(data, step.examples, state.net)
+        tests = Loader(data.test, self.recipe.data.evaluation_batch, mean=data.mean, std=data.std)
+        with heard() as cautions:
+            done = thin(
+                task, step.to, step.criterion, Choice.of(step), rounds=step.rounds, rewriting=step.rewriting,
+                statistics=step.recover == "batchnorm", base=self.base(step, state, task),
+                judge=lambda now: Accuracy()(Task(now.model, CrossEntropy(), tests)).to_json(),
+                told=lambda plan: self.listener.say(plan.brief()),
+            )  # fmt: skip
+        for text in (*cautions, *done.notes):
+            self.listener.say(text)
+        state.net, state.masks = done.model, done.masks(state.masks)
+        if done.rewritten:
+            state.model = {**state.model, "use": REWRITTEN, "options": {}}
+        dense = {name: pair[0] for name, pair in (state.shrunk or {}).items()} or done.before
+        state.shrunk = {name: [dense[name], n] for name, n in done.after.items()}
+        return {**done.to_json(), "cautions": cautions}
+
+    def base(self, step: ShrinkStep, state: State, task: Task) -> Costs | None:
+        """What shares of a target are of: the dense network, where units are gone already."""
+        if state.shrunk is None or state.dense is None:
+            return None
+        return reference(state.dense.build().to(distributed.device()), task, step.granularity)
+
     def _recover(self, recovery: Recovery, state: State, data: Dataset) -> dict[str, Any]:
         """What a step asks for after pruning, with the accuracy before and after on the test data."""
         tests = Loader(data.test, self.recipe.data.evaluation_batch, mean=data.mean, std=data.std)
@@ -269,9 +306,14 @@ class Runner:
             **about, "data": data.name, "kept": masks.kept, "total": masks.total, "sparsity": masks.sparsity,
             "counts": counts, "left_alone": state.left_alone, "readings": {"accuracy": reading.to_json()},
             "parent": link(state.artefact), "dense": link(state.dense),
+            **({"shrunk": state.shrunk} if state.shrunk else {}),
         }  # fmt: skip
+        program = None
+        if state.model["use"] == REWRITTEN:
+            with quiet():
+                program = trace(state.net, few(self.sample(data, 2, state.net))).program
         recipe = replace(self.recipe, steps=self.recipe.steps[:number]).to_toml()
-        save(folder, state.net, masks, structure_of(state.net, state.model, state.left_alone), recipe, card)
+        save(folder, state.net, masks, structure_of(state.net, state.model, state.left_alone), recipe, card, program)
         (folder / STATE).unlink(missing_ok=True)
 
     def _measure(self, step: MeasureStep, folder: Path, state: State, data: Dataset, about: dict[str, Any]) -> None:
@@ -305,15 +347,8 @@ class Runner:
         rows = []
         for number, (step, key) in enumerate(zip(self.recipe.steps, keys, strict=True), 1):
             name = f"{number}-{step.do}-{key}"
-            rows.append(
-                {
-                    "number": number,
-                    "do": step.do,
-                    "key": key,
-                    "folder": name,
-                    "done": (self.out / name / CARD).is_file(),
-                }
-            )
+            done = (self.out / name / CARD).is_file()
+            rows.append({"number": number, "do": step.do, "key": key, "folder": name, "done": done})
         title = f"{self.recipe.model.use or Path(self.recipe.model.load).name} on {self.recipe.data.use}"
         write_bytes(self.out / "recipe.toml", self.recipe.to_toml().encode())
         write_json(

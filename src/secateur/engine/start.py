@@ -16,7 +16,8 @@ from secateur.core.masks import Masks
 from secateur.core.prunable import check_finite, coverage
 from secateur.data import Dataset
 from secateur.engine import distributed
-from secateur.engine.folder import CARD, WEIGHTS, Artefact, load_state
+from secateur.engine.folder import CARD, STRUCTURE, WEIGHTS, Artefact, load_state
+from secateur.engine.rebuilding import resize
 from secateur.engine.recipe import Recipe
 from secateur.engine.trial import check_fits, check_shaped
 from secateur.nets import build
@@ -40,7 +41,10 @@ class Listener:
 
 @dataclass
 class State:
-    """What one step hands to the next: the network, its masks, and where they lie on disk."""
+    """What one step hands to the next: the network, its masks, and where they lie on disk.
+
+    ``shrunk`` holds figures of the dense network and of this one, by name, where units were removed.
+    """
 
     net: nn.Module
     masks: Masks
@@ -48,6 +52,7 @@ class State:
     left_alone: dict[str, str]
     artefact: Artefact | None = None
     dense: Artefact | None = None
+    shrunk: dict[str, Any] | None = None
 
 
 def begin(recipe: Recipe, data: Dataset, listener: Listener, dense: str = "") -> State:
@@ -83,11 +88,13 @@ def _from_folder(recipe: Recipe, data: Dataset, artefact: Artefact, dense: str) 
     if recipe.model.use:
         model = _about(recipe, data)
         net = build(model["use"], tuple(data.input_shape), data.outputs, **model["options"])
+        resize(net, artefact.structure, artefact.buffers(), str(artefact.folder / STRUCTURE))
         load_state(net, artefact.state(), str(artefact.folder / WEIGHTS))
     else:
         _check_same_data(model, data, artefact.folder)
     left = dict(artefact.structure.get("left_alone", {}))
-    return State(net or artefact.build(), artefact.masks(), model, left, artefact, _dense_of(artefact, dense))
+    shrunk = artefact.card.get("shrunk")
+    return State(net or artefact.build(), artefact.masks(), model, left, artefact, _dense_of(artefact, dense), shrunk)
 
 
 def _fresh(recipe: Recipe, data: Dataset, load: Path | None, listener: Listener) -> State:
@@ -150,7 +157,7 @@ def _dense_of(artefact: Artefact, dense: str) -> Artefact | None:
     """The dense network an artefact came from: itself, the one its card names, or what the user passes."""
     if dense:
         return Artefact.open(dense)
-    if artefact.card["kept"] == artefact.card["total"]:
+    if artefact.card["kept"] == artefact.card["total"] and not artefact.card.get("shrunk"):
         return artefact
     named = artefact.card.get("dense")
     if not named:

@@ -16,7 +16,7 @@ from secateur.core.losses import CrossEntropy
 from secateur.core.task import call, device_of, to
 from secateur.data import Dataset, Loader, Split
 from secateur.engine import distributed
-from secateur.engine.recipe import MeasureStep, PruneStep, Recipe, TrainStep
+from secateur.engine.recipe import MeasureStep, PruneStep, Recipe, ShrinkStep, TrainStep
 from secateur.nets.captured import CAPTURE
 
 Pass = tuple[int, bool]
@@ -73,7 +73,7 @@ def _sizes(recipe: Recipe, data: Dataset) -> list[Pass]:
         if part != "train":
             found += [(n, False) for n in _whole_and_last(len(split), spec.evaluation_batch)]
     for step in steps:
-        if isinstance(step, PruneStep):
+        if isinstance(step, PruneStep | ShrinkStep):
             found += [(n, False) for n in _whole_and_last(min(step.examples, len(data.train)), 256)]
         if isinstance(step, MeasureStep):
             found.append((1, False))  # one example is timed

@@ -27,11 +27,11 @@ class Attention(nn.Module):
         q, k, v = (self._split(part(x)) for part in (self.query, self.key, self.value))
         dropped = self.dropout if self.training else 0.0
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropped)
-        return self.output(y.transpose(1, 2).reshape(x.shape))
+        return self.output(y.transpose(1, 2).flatten(2))
 
     def _split(self, x: Tensor) -> Tensor:
-        n, t, dim = x.shape
-        return x.reshape(n, t, self.heads, dim // self.heads).transpose(1, 2)
+        n, t, _ = x.shape
+        return x.reshape(n, t, self.heads, -1).transpose(1, 2)
 
 
 class Layer(nn.Module):

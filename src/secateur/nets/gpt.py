@@ -23,11 +23,11 @@ class CausalAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Attention of ``heads`` heads, projected back."""
-        n, t, dim = x.shape
-        q, k, v = self.c_attn(x).reshape(n, t, 3, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
+        n, t, _ = x.shape
+        q, k, v = self.c_attn(x).reshape(n, t, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
         dropped = self.dropout if self.training else 0.0
         y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropped, is_causal=True)
-        return self.c_proj(y.transpose(1, 2).reshape(n, t, dim))
+        return self.c_proj(y.transpose(1, 2).flatten(2))
 
 
 class Mlp(nn.Module):

@@ -7,13 +7,24 @@ from pathlib import Path
 
 from secateur.report.sections import EMPTY, Cell, Report, Section
 from secateur.report.source import RunRecord, StepRecord, read_run
-from secateur.report.views import baselines, curves, forecast, layer_forecast, layers, left_alone, repeat, verdict
+from secateur.report.views import (
+    baselines,
+    curves,
+    forecast,
+    layer_forecast,
+    layers,
+    left_alone,
+    repeat,
+    units,
+    verdict,
+)
 
 # Each view gives a section, or one sentence why there is none (empty when nobody would miss it).
 VIEWS: tuple[Callable[[RunRecord], Section | str], ...] = (
     verdict.section,
     baselines.section,
     baselines.probes,
+    units.section,
     layers.section,
     curves.section,
     forecast.section,

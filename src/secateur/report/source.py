@@ -28,7 +28,7 @@ class StepRecord:
 
     Args:
         number: its place in the run, from 1.
-        do: ``"train"``, ``"prune"`` or ``"measure"``.
+        do: ``"train"``, ``"prune"``, ``"shrink"`` or ``"measure"``.
         folder: where it is.
         card: ``card.json``; empty when the step is unfinished.
         metrics: the whole lines of ``metrics.jsonl``.
@@ -66,6 +66,17 @@ class StepRecord:
         return 100 * kept / total if kept is not None and total else None
 
     @property
+    def shrunk(self) -> dict[str, tuple[Number, Number]]:
+        """Figures of the dense network and of this one, by name, where units were removed."""
+        found = {}
+        for name, pair in as_table(self.card.get("shrunk")).items():
+            if isinstance(pair, list) and len(pair) == 2:
+                dense, now = as_finite(pair[0]), as_finite(pair[1])
+                if dense and now is not None:
+                    found[name] = (dense, now)
+        return found
+
+    @property
     def counts(self) -> dict[str, tuple[Number, Number]]:
         """Kept and all weights by tensor."""
         found = {}
@@ -99,7 +110,7 @@ class RunRecord:
 
     def last_net(self) -> StepRecord | None:
         """The last finished step that made a network."""
-        made = [step for step in self.of("train", "prune") if step.done]
+        made = [step for step in self.of("train", "prune", "shrink") if step.done]
         return made[-1] if made else None
 
 

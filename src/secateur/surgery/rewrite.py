@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import operator
 from collections.abc import Mapping
 from fractions import Fraction
@@ -44,7 +45,8 @@ def rewrite(run: Pass, kept: Kept, gone: Tensor) -> nn.Module:
         plain.graph.erase_node(twin)
     plain.recompile()
     slice_module(plain, _known(plain, kept))
-    return plain
+    with quiet():
+        return copy.deepcopy(plain)  # what was not sliced would still be the dense network's own
 
 
 def _known(module: nn.Module, kept: Kept) -> dict[str, Mapping[int, Tensor]]:

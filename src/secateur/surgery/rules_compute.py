@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from secateur.surgery.attributes import groups_of
 from secateur.surgery.labels import Value, along, decide, vector
 from secateur.surgery.propagate import Made, Pass, contract, meet, op_name, rule, shape_of, sizes_of
 
@@ -106,14 +107,8 @@ def convolution(run: Pass, node: Node) -> Made:
     value, weight = run.value(node.args[0]), run.value(node.args[1])
     if value is None or weight is None:
         return run.plain(node)
-    if name == "convolution":
-        transposed, groups = bool(node.args[6]), int(node.args[8])  # type: ignore[arg-type]
-    else:
-        transposed = "transpose" in name
-        place = 7 if transposed else 6
-        place -= transposed  # (input, weight, bias, stride, padding, output_padding, groups, dilation)
-        found = node.kwargs.get("groups", node.args[place] if len(node.args) > place else 1)
-        groups = int(found)  # type: ignore[arg-type]
+    transposed = bool(node.args[6]) if name == "convolution" else "transpose" in name
+    groups = groups_of(node)
     shape = shape_of(node)
     channel = value.dim - (weight.dim - 2) - 1  # an unbatched input has no first dimension
     decide(run.units, value, prefer=channel)
@@ -133,11 +128,13 @@ def convolution(run: Pass, node: Node) -> Made:
         layers.append(along(labels, channel, len(shape)))
     made = Value(shape, layers)
     bias = run.value(node.args[2]) if len(node.args) > 2 else None
-    if bias is not None:
-        shaped = Value((1,) * channel + bias.shape + (1,) * (len(shape) - channel - 1),
-                       [along(layer.reshape(-1), channel, len(shape)) for layer in bias.layers])  # fmt: skip
-        made = meet(run, node, [made, shaped], shape)
-    return made
+    return made if bias is None else meet(run, node, [made, _beside(bias, channel, len(shape))], shape)
+
+
+def _beside(bias: Value, channel: int, dims: int) -> Value:
+    """A bias of channels as it is added to a value with ``dims`` dimensions."""
+    shape = (1,) * channel + bias.shape + (1,) * (dims - channel - 1)
+    return Value(shape, [along(layer.reshape(-1), channel, dims) for layer in bias.layers])
 
 
 def _joined(run: Pass, node: Node, inputs: Tensor | None, rows: Tensor | None) -> None:

@@ -89,14 +89,7 @@ def shrink(
     own = unwrap(model)
     found = analysis or analyse(own, example)
     groups = _check(found, remove)
-    labels = torch.cat([group.labels[torch.as_tensor(list(units))] for group, units in groups])
-    gone = torch.zeros(found.run.units.size + 1, dtype=torch.bool)
-    gone[labels] = True
-    gone = gone[found.run.units.find(torch.arange(found.run.units.size))]
-    shapes = {name: value.shape for name, value in found.run.parameters.items()}
-    slices = [(name, d, group.index[i][torch.as_tensor(list(units))])
-              for group, units in groups for i, (name, d) in enumerate(group.tensors)]  # fmt: skip
-    kept = kept_of(shapes, slices)
+    labels, gone, kept = _marked(found, groups)
     shrinking = {p for name, p in own.named_parameters(remove_duplicate=False) if name in kept}
     if optimizer is not None:
         check_optimizer(optimizer, shrinking)
@@ -106,27 +99,40 @@ def shrink(
     count = sum(p.numel() for p in own.parameters())
     inexact = {group.name: group.inexact for group, _ in groups if group.inexact}
     changes, error, why = _edited(own, found, kept, gone, proofs)
-    if why and not rewriting:
-        raise ModelError(f"the network cannot take the new sizes ({why}); nothing was changed. Allow rewriting.")
-    if why and also:
-        raise UsageError(
-            f"averaged copies cannot follow, since the network has to be rewritten ({why}); nothing was changed. "
-            "Begin a new average."
-        )
+    made, notes = model, []
     if why:
+        _may_rewrite(why, rewriting, also)
         made, error = _rewritten(own, found, kept, gone, proofs)
-        swapped = _pairs(own, made, kept)
-        notes = slice_optimizer(optimizer, swapped) if optimizer is not None else []
-        after = sum(p.numel() for p in made.parameters())
-        return Shrunk(made, kept, (), error, (count, after), why, inexact, tuple(notes))
-    notes = []
-    for each in (own, *map(unwrap, also)):
+        notes = slice_optimizer(optimizer, _pairs(own, made, kept)) if optimizer is not None else []
+    for each in () if why else (own, *map(unwrap, also)):
         swapped = slice_module(each, kept)
         apply(each, changes)
         if each is own and optimizer is not None:
             notes = slice_optimizer(optimizer, swapped)
-    after = sum(p.numel() for p in own.parameters())
-    return Shrunk(model, kept, tuple(changes), error, (count, after), "", inexact, tuple(notes))
+    after = sum(p.numel() for p in unwrap(made).parameters())
+    return Shrunk(made, kept, tuple(changes), error, (count, after), why, inexact, tuple(notes))
+
+
+def _marked(found: Analysis, groups: list[tuple[Group, list[int]]]) -> tuple[Tensor, Tensor, Kept]:
+    """Labels of the units that go, True for every label of one, and what stays of each tensor."""
+    chosen = [(group, torch.as_tensor(units)) for group, units in groups]
+    labels = torch.cat([group.labels[units] for group, units in chosen])
+    gone = torch.zeros(found.run.units.size + 1, dtype=torch.bool)
+    gone[labels] = True
+    gone = gone[found.run.units.find(torch.arange(found.run.units.size))]
+    shapes = {name: value.shape for name, value in found.run.parameters.items()}
+    slices = [(n, d, group.index[i][units]) for group, units in chosen for i, (n, d) in enumerate(group.tensors)]
+    return labels, gone, kept_of(shapes, slices)
+
+
+def _may_rewrite(why: str, rewriting: bool, also: Sequence[nn.Module]) -> None:
+    if not rewriting:
+        raise ModelError(f"the network cannot take the new sizes ({why}); nothing was changed. Allow rewriting.")
+    if also:
+        raise UsageError(
+            f"averaged copies cannot follow, since the network has to be rewritten ({why}); nothing was changed. "
+            "Begin a new average."
+        )
 
 
 def apply(model: nn.Module, changes: Sequence[Change]) -> None:

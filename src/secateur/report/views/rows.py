@@ -133,10 +133,17 @@ def kept(net: StepRecord | None) -> list[Row]:
     if net is None:
         return []
     left, total = as_finite(net.card.get("kept")), as_finite(net.card.get("total"))
-    if left is None or not total:
+    if left is None or not total or (net.shrunk and left == total):
         return []
     tone = "fewer" if left < total else "no change"
     return [Row(KEPT, count_cell(total), count_cell(left), relative_cell(total, left), tone)]
+
+
+def smaller(net: StepRecord | None) -> list[Row]:
+    """Lines for parameters, multiply-adds and bytes where units were removed, as the card tells them."""
+    units = {"params": ("Parameters kept", ""), "macs": ("MACs", ""), "bytes": ("Bytes of tensors", "B")}
+    found = net.shrunk if net is not None else {}
+    return [sized(label, *found[name], unit) for name, (label, unit) in units.items() if name in found]
 
 
 def cut(run: RunRecord) -> list[Row]:

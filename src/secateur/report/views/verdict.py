@@ -8,7 +8,7 @@ from secateur.report.numbers import fixed, percent
 from secateur.report.sections import EMPTY, Cell, Column, Number, Section, Table, Tile
 from secateur.report.source import RunRecord, StepRecord, names
 from secateur.report.views.cells import accuracy_cell, in_percent
-from secateur.report.views.rows import ACCURACY, FAST, FILE, KEPT, PACKED, TIME, Pair, Row, cut, kept, sized
+from secateur.report.views.rows import ACCURACY, FAST, FILE, KEPT, PACKED, TIME, Pair, Row, cut, kept, sized, smaller
 from secateur.report.views.wording import headline, sentences
 
 _CAPTION = (
@@ -36,7 +36,7 @@ def section(run: RunRecord) -> Section | str:
         more.insert(0, _SAME)
     if len([other for other in run.of("measure") if other.verdict]) > 1:
         more.append(f"The run was measured more than once; this is the last time, {step.name}.")
-    says = headline(rows, net.density if net else None)
+    says = headline(rows, net.density if net else None, _left(net))
     return Section("Verdict", says, _table(rows), source=names([step]), more=tuple(more), tiles=_tiles(rows))
 
 
@@ -45,21 +45,30 @@ def _so_far(run: RunRecord) -> Section | str:
     last = run.last_net()
     if last is None:
         return "No verdict: no step is finished yet. Run the same command again to go on."
-    dense = next((step for step in run.of("train", "prune") if step.density == 100), None)
+    dense = next((step for step in run.of("train", "prune") if step.density == 100 and not step.shrunk), None)
     size = _size(last)
     rows = _accuracies(dense, last)
     if size is not None:
         rows.append(sized(FILE, _size(dense) if dense else None, size, "B"))
-    rows += [*kept(last), *cut(run)]
+    rows += [*kept(last), *smaller(last), *cut(run)]
     if not rows:
         return f"No verdict: {last.folder.name}/card.json holds no figures."
     known = []
-    if last.density is not None:
+    left = _left(last)
+    if left is not None:
+        known.append(f"{percent(left)} of the parameters left")
+    if last.density is not None and (left is None or last.density < 100):
         known.append("no weight pruned" if last.density == 100 else f"{percent(last.density)} of the weights kept")
     if last.accuracy is not None:
         known.append(f"accuracy {accuracy_cell(last.accuracy).text}")
     says = f"After {last.name}: {', '.join(known)}." if known else f"After {last.name}."
     return Section("Verdict", says, _table(rows), source=names([last]), more=(_UNMEASURED,), tiles=_tiles(rows))
+
+
+def _left(net: StepRecord | None) -> Number | None:
+    """Parameters in per cent of the dense network's, where units were removed."""
+    pair = net.shrunk.get("params") if net is not None else None
+    return 100 * pair[1] / pair[0] if pair is not None else None
 
 
 def _accuracies(dense: StepRecord | None, last: StepRecord) -> list[Row]:
@@ -98,7 +107,7 @@ def _tiles(rows: Sequence[Row]) -> tuple[Tile, ...]:
     by = {row.label: row for row in rows}
     wanted = [by[label] for label in (ACCURACY, FAST if FAST in by else TIME, PACKED) if label in by]
     found = [_tile(row) for row in wanted if row.pruned is not EMPTY]
-    weights = by.get(KEPT)
+    weights = by.get(KEPT) or by.get("Parameters kept")
     if weights and isinstance(weights.pruned.value, Number) and isinstance(weights.dense.value, Number):
         share = percent(100 * weights.pruned.value / weights.dense.value)
         found.append(Tile(weights.label, share, f"{weights.pruned.text} of {weights.dense.text}", weights.tone))

@@ -9,12 +9,13 @@ from secateur.report.sections import EMPTY, Number
 from secateur.report.views.rows import ACCURACY, FAST, FILE, PACKED, TIME, Pair, Row
 
 
-def headline(rows: Sequence[Row], density: Number | None) -> str:
+def headline(rows: Sequence[Row], density: Number | None, left: Number | None = None) -> str:
     """The verdict in one sentence.
 
     Args:
         rows: the lines of the verdict.
         density: kept weights in per cent of the prunable ones; None when unknown.
+        left: parameters in per cent of those of the dense network, where units were removed.
     """
     by = {row.label: row for row in rows}
     time = _compiled_clause(by.get(FAST)) or _time_clause(by.get(TIME))
@@ -22,6 +23,9 @@ def headline(rows: Sequence[Row], density: Number | None) -> str:
     begin = "Measured"
     if density is not None:
         begin = "Nothing is pruned" if density == 100 else f"{percent(100 - density)} of the prunable weights are zero"
+    if left is not None:
+        zeros = f"; of the others {begin}" if density is not None and density < 100 else ""
+        begin = f"{percent(100 - left)} of the parameters are gone{zeros}"
     return f"{begin}: {', '.join(clauses)}." if clauses else f"{begin}."
 
 
@@ -99,6 +103,11 @@ def _on_time(pair: Pair, row: Row | None) -> str:
     if row.tone != "no clear change":
         caution = "Both run the same dense kernels on the same shapes, so take a small difference with caution."
         return f"Time changed ({figures}). {caution}" if same else f"Time changed ({figures})."
+    if one is not None and two is not None and two < one:
+        return (
+            f"Time did not change measurably ({figures}), although the network needs fewer MACs: for one example the "
+            "calls of its operators can take longer than their arithmetic. Larger batches or the compiled form show it."
+        )
     why = ": ordinary dense kernels multiply by the zeros as well" if same else ""
     return (
         f"Time did not change measurably ({figures}){why}. To gain time the zeros must form a pattern that the "
