@@ -321,12 +321,15 @@ def recurrent(run: Pass, node: Node) -> Made:
             run.units.unite(own, unit)
         else:
             run.units.freeze(unit, "the state it starts from is given")
-    vals = node.meta["val"]
-    ends = unit if not both else torch.cat([unit, unit])
+    return _hidden(node, unit, both)
+
+
+def _hidden(node: Node, unit: Tensor, both: bool) -> list[Value | None]:
+    """Outputs and last states: hidden indices along the last dimension, of both directions one after the other."""
     made: list[Value | None] = []
-    for i, v in enumerate(vals):
-        shape = sizes_of(v)
-        made.append(Value(shape, [along(ends if i == 0 else unit, len(shape) - 1, len(shape))] if hidden > 1 else []))
+    for i, v in enumerate(node.meta["val"]):
+        shape, labels = sizes_of(v), torch.cat([unit, unit]) if both and i == 0 else unit
+        made.append(Value(shape, [along(labels, len(shape) - 1, len(shape))] if len(unit) > 1 else []))
     return made
 
 
