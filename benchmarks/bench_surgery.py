@@ -116,8 +116,8 @@ def pruned_by_torch_pruning(name: str) -> str:
     import torch_pruning
     from surgery_table import networks
 
+    from secateur.core.calls import split_inputs
     from secateur.surgery import analyse
-    from secateur.surgery.tracing import split_inputs
 
     torch.manual_seed(0)
     model, example = next(made for _, n, made in networks() if n == name)()

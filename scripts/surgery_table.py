@@ -28,12 +28,13 @@ from torch.utils import _pytree as pytree
 
 import secateur
 import secateur.nets
+from secateur.core.calls import split_inputs
 from secateur.core.errors import SecateurError
 from secateur.nets import build
 from secateur.surgery import analyse, shrink
 from secateur.surgery.reference import Zeroed
 from secateur.surgery.shrink import Shrunk
-from secateur.surgery.tracing import split_inputs, trace
+from secateur.surgery.tracing import trace
 
 ROOT = Path(__file__).resolve().parent.parent
 WAYS = (("heads", False), ("heads", True), ("dims", False), ("dims", True))

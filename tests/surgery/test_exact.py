@@ -10,6 +10,7 @@ from tests.surgery.zoo import ARCHITECTURES
 from torch import nn
 
 from secateur.core.errors import UsageError
+from secateur.nets import build
 from secateur.surgery import analyse, shrink
 
 CLOSE = 1e-12
@@ -431,3 +432,20 @@ def test_groups_are_those_a_person_counts(name, units):
 
     assert {g.name: len(g) for g in analysis.groups} == units
     assert not any(g.inexact for g in analysis.groups) and not analysis.operators
+
+
+def test_shortcuts_that_pad_channels_keep_their_class():
+    """The two sides of the padding lose different numbers of channels, though both were 8."""
+    torch.manual_seed(0)
+    model, x = build("resnet20", (3, 16, 16), 10).eval(), torch.randn(2, 3, 16, 16)
+    analysis = analyse(model, x)
+    second = analysis.group("layer2.0.conv2.weight")  # the 16 channels that the shortcut fills with zeros
+
+    done = shrink(model, x, {second.name: [0, 1, 9]}, analysis=analysis)
+
+    assert done.model is model and not done.rewritten
+    pad = model.get_submodule("layer2.0.shortcut")
+    assert (pad.before, pad.after) == (6, 7)
+    again = copy.deepcopy(model).train()
+    again(x).sum().backward()
+    assert model(x).shape == (2, 10)

@@ -14,7 +14,7 @@ from secateur.surgery.reference import Zeroed
 
 pytestmark = pytest.mark.filterwarnings("ignore:The tensor attributes .* were assigned during export:UserWarning")
 
-BLOCK = 15
+BLOCK = 20
 
 
 def fresh(example, batch, seed):
@@ -61,13 +61,13 @@ def attempt(model, x, analysis, picked, seed):
     return "own"
 
 
-@pytest.mark.parametrize("first", range(0, 150, BLOCK))
+@pytest.mark.parametrize("first", range(0, 200, BLOCK))
 def test_removals_are_exact_or_refused(first):
-    """150 networks and 200 removals: a trace takes longer than a removal."""
+    """200 networks and 267 removals: a trace takes longer than a removal."""
     outcomes = [outcome for seed in range(first, first + BLOCK) for outcome in check(seed, 1 + (seed % 3 == 0))]
 
     assert len(outcomes) >= BLOCK
-    assert sum(not outcome.startswith("refused") for outcome in outcomes) >= 0.9 * len(outcomes), outcomes
+    assert sum(not outcome.startswith("refused") for outcome in outcomes) >= 0.95 * len(outcomes), outcomes
 
 
 @pytest.mark.long

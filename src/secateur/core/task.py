@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from secateur.core.calls import split_inputs
 from secateur.core.errors import DataError, ModelError
 from secateur.core.names import Named, parameters, unwrap
 
@@ -213,9 +214,7 @@ def check_twice(slope: Tensor) -> None:
 def call(model: nn.Module, inputs: Any, at: Named | None = None) -> Any:
     """The network's output for one batch of inputs; Hugging Face outputs give their ``logits``."""
     model = unwrap(model)
-    args, kwargs = ((), dict(inputs)) if isinstance(inputs, Mapping) else ((inputs,), {})
-    if isinstance(inputs, tuple | list):
-        args = tuple(inputs)
+    args, kwargs = split_inputs(inputs)
     output = _replaced(model, _original(model, at), args, kwargs) if at else model(*args, **kwargs)
     return getattr(output, "logits", output)
 

@@ -154,7 +154,7 @@ def export(
         raise FileError(f"{path} is a folder; name a file in it, such as {path / f'network{FORMATS[kind]}'}.")
     if masks is not None:
         masks.check(model)
-    call = _call(example)
+    call = lower_export.plain_call(example)
     proof = path.with_name(f"{path.name}.json")
     with writing(path) as temporary, writing(proof) as figures:  # the proof gets its name first
         traced, opened, parity = _written(model, call, kind, dynamic_batch, opset, temporary, threads)
@@ -189,21 +189,6 @@ def format_of(path: Path, format: str | None = None, opset: int | None = None) -
     if opset is not None and opset < 1:
         raise UsageError(f"opset is {opset}; give a version such as 20.")
     return kind
-
-
-def _call(example: Any) -> Call:
-    """Positional and keyword arguments, on the CPU and in float32, as the file takes them."""
-    args, kwargs = ((), dict(example)) if isinstance(example, Mapping) else ((example,), {})
-    if isinstance(example, tuple | list):
-        args = tuple(example)
-
-    def settle(leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor):
-            return leaf
-        leaf = leaf.detach().cpu()
-        return leaf.float() if leaf.dtype in lower_export.HALVES else leaf
-
-    return pytree.tree_map(settle, (args, kwargs))
 
 
 def _written(

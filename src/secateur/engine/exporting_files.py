@@ -17,11 +17,12 @@ from torch import Tensor
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
+from secateur.core.calls import first_line
 from secateur.core.errors import ModelError, UsageError
 from secateur.core.names import aliases, plain
 from secateur.core.prunable import coverage
 from secateur.runtime.lower_export import Exported as Traced
-from secateur.runtime.lower_export import first_line, quiet
+from secateur.runtime.lower_export import quiet
 
 __all__ = ["FORMATS", "Opened", "check_zeros", "flat", "open_onnx", "open_pt2", "require", "write_onnx", "write_pt2"]
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +19,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 from torch.utils import _pytree as pytree
 
+from secateur.core.calls import first_line, shell, split_inputs
 from secateur.core.errors import DataError, ModelError
 from secateur.core.names import unwrap
 
@@ -57,15 +57,17 @@ def export(model: nn.Module, example_inputs: Any) -> Exported:
         CaptureError: when torch.export cannot trace the network.
     """
     notes: list[str] = []
-    args, kwargs = _example(example_inputs)
+    args, kwargs = plain_call(example_inputs)
+    if not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves((args, kwargs))):
+        raise DataError("example_inputs holds no tensor; pass one example batch as model(*example_inputs) takes it.")
     with quiet():
-        shell = _shell(unwrap(model), notes)
-        program, cause = trace_export(shell, args, kwargs)
+        made = _shell(unwrap(model), notes)
+        program, cause = trace_export(made, args, kwargs)
         if cause is not None:
             notes.append(f"the batch is fixed to {_batch((args, kwargs))}, that of the example: {cause}")
         program = functional(program)
     _check_state(program)
-    return Exported(program, shell, notes)
+    return Exported(program, made, notes)
 
 
 def trace_export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[ExportedProgram, str | None]:
@@ -96,14 +98,6 @@ def _refusal(error: Exception) -> CaptureError:
     return CaptureError(f"torch.export cannot trace this network ({kind}: {first_line(error)}). {cure}")
 
 
-def first_line(error: Exception) -> str:
-    """What an error says first; of a list of broken constraints, the first of them."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if lines and lines[0].startswith("Constraints violated"):
-        lines = [line.removeprefix("- ").partition(". If you")[0] for line in lines if line.startswith("- ")] or lines
-    return lines[0][:300] if lines else type(error).__name__
-
-
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """No gradients, nothing said by torch itself, and attention as plain operators instead of its fused fast path."""
@@ -128,27 +122,18 @@ def _shell(model: nn.Module, notes: list[str]) -> nn.Module:
     Tracing may leave marks on modules (flattened weights of recurrent layers, tensors that hooks set), which must
     not be the user's.
     """
-    memo: dict[int, Any] = {}
     cast: set[str] = set()
-    for module in model.modules():
-        for table in (module._parameters, module._buffers, vars(module)):
-            for tensor in list(table.values()):
-                if isinstance(tensor, Tensor) and id(tensor) not in memo:
-                    memo[id(tensor)] = _plain(tensor, cast)
     try:
-        shell = copy.deepcopy(model, memo)
-    except Exception as error:  # any object may hang on a module
-        raise CaptureError(
-            f"this {type(model).__name__} cannot be copied ({type(error).__name__}: {first_line(error)}). "
-            "Take off what hangs on its modules (open files, locks, loggers) before capturing."
-        ) from error
+        made = shell(model, lambda tensor: _plain(tensor, cast))
+    except CaptureError:
+        raise
+    except ModelError as error:
+        raise CaptureError(str(error)) from error
     if cast:
         notes.append(f"weights of type {', '.join(sorted(cast))} become float32")
-    for module in shell.modules():
-        module.training = False
-    for module in shell.modules():
+    for module in made.modules():
         _settle(module)
-    return shell
+    return made
 
 
 def _plain(tensor: Tensor, cast: set[str]) -> Tensor:
@@ -184,11 +169,8 @@ def _settle(module: nn.Module) -> None:
         module.register_parameter(name, nn.Parameter(weight, requires_grad=False))
 
 
-def _example(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def plain_call(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Positional and keyword arguments of the call, on the CPU and in float32."""
-    args, kwargs = ((), dict(example)) if isinstance(example, Mapping) else ((example,), {})
-    if isinstance(example, tuple | list):
-        args = tuple(example)
 
     def settle(leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):
@@ -196,10 +178,7 @@ def _example(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         leaf = leaf.detach().cpu()
         return leaf.float() if leaf.dtype in HALVES else leaf
 
-    args, kwargs = pytree.tree_map(settle, (args, kwargs))
-    if not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves((args, kwargs))):
-        raise DataError("example_inputs holds no tensor; pass one example batch as model(*example_inputs) takes it.")
-    return args, kwargs
+    return pytree.tree_map(settle, split_inputs(example))
 
 
 def _batch(tree: Any) -> int | None:

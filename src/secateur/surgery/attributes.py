@@ -11,13 +11,17 @@ from torch import nn
 from torch.fx import Node
 
 from secateur.surgery.attention import ThinAttention
-from secateur.surgery.labels import Value
+from secateur.surgery.labels import Value, vector
 from secateur.surgery.propagate import Pass, op_name, shape_of
 
 _ROWS = ("out_features", "out_channels", "num_features", "num_channels", "num_parameters", "nf", "num_embeddings")
-_SIZED = (
-    "view", "reshape", "expand", "_unsafe_view", "unflatten", "new_zeros", "new_ones", "zeros", "ones", "full", "repeat"
+SIZED = (
+    "view", "reshape", "expand", "_unsafe_view", "new_zeros", "new_ones", "new_full", "new_empty", "zeros", "ones",
+    "full", "empty", "broadcast_to",
 )  # fmt: skip
+"""Operators that are told the size of what they give."""
+
+_RESIZED = (*SIZED, "unflatten", "repeat")
 _WIDTHS = ("d_model", "embed_dim", "hidden_size", "hidden_dim", "dim", "width", "n_embd", "channels", "num_features")
 _COLUMNS = ("in_features", "in_channels", "embedding_dim", "nx")
 
@@ -142,6 +146,19 @@ def kept_sizes(run: Pass, value: Value, gone: torch.Tensor) -> tuple[int, ...]:
     return tuple(shape)
 
 
+def padding(run: Pass, node: Node, value: Value, gone: torch.Tensor) -> list[int]:
+    """What is padded on either side of each dimension, the last first, once units are gone."""
+    widths: list[int] = list(node.args[1])  # type: ignore[call-overload]
+    for d in range(max(0, value.dim - len(widths) // 2), value.dim):
+        labels = vector(value, d)
+        if labels is None:
+            continue
+        stays, left = ~gone[run.units.find(labels)], 2 * (value.dim - 1 - d)
+        front, back = widths[left : left + 2]
+        widths[left : left + 2] = int(stays[:front].sum()), int(stays[len(stays) - back :].sum()) if back else 0
+    return widths
+
+
 def where(node: Node) -> list[str]:
     """The modules that a node was traced in, the innermost first."""
     stack = node.meta.get("nn_module_stack") or {}
@@ -157,11 +174,15 @@ def written(run: Pass, model: nn.Module, gone: torch.Tensor) -> list[Change]:
     modules = dict(model.named_modules(remove_duplicate=False))
     found: dict[tuple[str, str], Change] = {}
     for node in run.program.graph.nodes:
+        numbers: dict[int, list[int]] = {}
         for old, new in _numbers(run, node, gone):
-            for depth, path in enumerate(where(node)):
+            numbers.setdefault(old, []).append(new)
+        for old, news in numbers.items():
+            for depth, path in enumerate(where(node) if set(news) != {old} else ()):
                 module = modules.get(_clean(path))
                 names = _holding(module, old) if module else []
-                for name in names:
+                own = news if len(news) == len(names) else news[:1] * len(names)  # one for each, in their order
+                for name, new in zip(names, own, strict=True):
                     held = found[_clean(path), name].new if (_clean(path), name) in found else getattr(module, name)
                     change = Change(_clean(path), name, getattr(module, name), _replaced(held, old, new))
                     found[_clean(path), name] = change
@@ -195,9 +216,11 @@ def _numbers(run: Pass, node: Node, gone: torch.Tensor) -> Iterable[tuple[int, i
     """Numbers that an operator is given and that become others."""
     value = run.values.get(node)
     name = op_name(node)
-    if name in _SIZED and isinstance(value, Value):
+    if name in _RESIZED and isinstance(value, Value):
         before, after = shape_of(node), kept_sizes(run, value, gone)
         yield from ((o, n) for o, n in zip(before, after, strict=True) if o != n)
+    elif name in ("constant_pad_nd", "pad") and isinstance(value, Value):
+        yield from zip(node.args[1], padding(run, node, value, gone), strict=True)  # type: ignore[arg-type]
     elif name in ("split", "split_with_sizes") and isinstance(value, list):
         for part in value:
             if part is not None:

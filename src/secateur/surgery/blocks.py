@@ -14,13 +14,13 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
+from secateur.core.calls import split_inputs
 from secateur.core.errors import ModelError, UsageError, nearest
 from secateur.core.masks import Masks
 from secateur.core.names import parameters, unwrap
 from secateur.core.streams import stream
 from secateur.core.task import Task, call, frozen
 from secateur.surgery.proof import CLOSE, difference, run
-from secateur.surgery.tracing import split_inputs
 
 _DEPTHS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "depth")
 _CONVS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}

@@ -12,6 +12,7 @@ from torch.fx import Node
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
+from secateur.core.calls import split_inputs
 from secateur.core.errors import ModelError, UsageError
 from secateur.core.names import unwrap
 from secateur.surgery import rules_compute
@@ -22,7 +23,6 @@ from secateur.surgery.labels import vector
 from secateur.surgery.proof import CLOSE, difference, expected_outputs
 from secateur.surgery.propagate import RULES, Pass, op_name, shape_of
 from secateur.surgery.shrink import Removal, Shrunk, shrink
-from secateur.surgery.tracing import split_inputs
 
 _EVEN = 1e-12  # relative, of constants that are the same but for rounding
 _TAKING = ("linear", "addmm", *CONVS)

@@ -13,12 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from secateur.core.calls import first_line, split_inputs
 from secateur.core.errors import ModelError
 from secateur.core.streams import stream
-from secateur.runtime.lower_export import first_line
 from secateur.surgery.analysis import Analysis
 from secateur.surgery.reference import Zeroed, casts
-from secateur.surgery.tracing import split_inputs
 
 CLOSE = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 """Largest relative difference that rounding explains, by type."""
@@ -188,7 +187,7 @@ def trains(model: nn.Module, example: Any) -> str:
     return ""
 
 
-def more_rows(model: nn.Module, example: Any) -> float:
+def more_rows(model: nn.Module, example: Any, dtype: torch.dtype | None = None) -> float:
     """How far the outputs of a batch move when its first example comes once more; infinite where that does not run."""
     n = next((len(x) for x in pytree.tree_leaves(example) if isinstance(x, Tensor) and x.dim()), 0)
 
@@ -197,7 +196,7 @@ def more_rows(model: nn.Module, example: Any) -> float:
 
     small = copied(model)
     try:
-        before, after = run(small, example), run(small, pytree.tree_map(longer, example))
+        before, after = (run(small, x, dtype) for x in (example, pytree.tree_map(longer, example)))
     except Exception:  # any forward may fail in any way
         return math.inf
     grown = [y[:n] if isinstance(y, Tensor) and y.dim() and len(y) == n + 1 else y for y in after]

@@ -14,13 +14,10 @@ from torch.fx import GraphModule, Node
 
 from secateur.core.errors import ModelError
 from secateur.runtime.lower_export import quiet
-from secateur.surgery.attributes import groups_of, kept_sizes
+from secateur.surgery.attributes import SIZED, groups_of, kept_sizes, padding
 from secateur.surgery.labels import Value
 from secateur.surgery.propagate import Pass, dim_of, number, op_name
 from secateur.surgery.slicing import Kept, slice_module
-
-_SIZED = ("view", "reshape", "expand", "_unsafe_view", "new_zeros", "new_ones", "new_full", "new_empty", "zeros",
-          "ones", "full", "empty", "broadcast_to")  # fmt: skip
 
 
 def rewrite(run: Pass, kept: Kept, gone: Tensor) -> nn.Module:
@@ -57,7 +54,7 @@ def _known(module: nn.Module, kept: Kept) -> dict[str, Mapping[int, Tensor]]:
 
 def _resize(run: Pass, node: Node, twin: Node, gone: Tensor) -> None:
     name, value = op_name(node), run.values.get(node)
-    if name in _SIZED and isinstance(value, Value):
+    if name in SIZED and isinstance(value, Value):
         place = 0 if name in ("zeros", "ones", "full", "empty") else 1
         _set(twin, place, _mixed(twin, twin.args[place], value.shape, kept_sizes(run, value, gone)))
     elif name == "unflatten" and isinstance(value, Value):
@@ -170,17 +167,6 @@ def _strided(twin: Node, stays: Tensor, before: list[int], bounds: list[int | No
 
 
 def _padding(run: Pass, node: Node, twin: Node, value: Value, gone: Tensor) -> None:
-    widths: list[int] = list(node.args[1])  # type: ignore[call-overload]
-    changed = False
-    for d in range(value.dim):
-        left = 2 * (value.dim - 1 - d)
-        labels = _vector(run, node, d)
-        if labels is None or left >= len(widths):
-            continue
-        stays = ~gone[labels]
-        front, back = widths[left], widths[left + 1]
-        widths[left] = int(stays[:front].sum())
-        widths[left + 1] = int(stays[len(stays) - back :].sum()) if back else 0
-        changed = changed or (front, back) != (widths[left], widths[left + 1])
-    if changed:
+    widths = padding(run, node, value, gone)
+    if widths != list(node.args[1]):  # type: ignore[call-overload]
         _set(twin, 1, widths)

@@ -25,7 +25,7 @@ def running(run: Pass, node: Node) -> Made:
     return along_dims(run, node, (dim_of(node, 1),))
 
 
-@rule("softmax", "log_softmax", "_softmax", "_log_softmax", "_safe_softmax", "glu_", "normalize_")
+@rule("softmax", "log_softmax", "_softmax", "_log_softmax", "_safe_softmax")
 def softmax(run: Pass, node: Node) -> Made:
     """All numbers along a dimension share a sum, so it stays."""
     return along_dims(run, node, (dim_of(node, 1),), "a softmax runs along it")
@@ -102,7 +102,7 @@ def _reduced(node: Node, dims: int) -> tuple[set[int], bool]:
 
 
 @rule("max_pool1d", "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d",
-      "adaptive_avg_pool2d", "adaptive_avg_pool3d", "adaptive_max_pool1d", "adaptive_max_pool2d", "lp_pool2d_",
+      "adaptive_avg_pool2d", "adaptive_avg_pool3d", "adaptive_max_pool1d", "adaptive_max_pool2d",
       "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "upsample_bilinear2d", "upsample_linear1d",
       "upsample_bicubic2d", "upsample_trilinear3d", "_adaptive_avg_pool2d", "reflection_pad1d", "reflection_pad2d",
       "replication_pad1d", "replication_pad2d", "max_pool2d_with_indices", "_upsample_nearest_exact2d",

@@ -54,7 +54,7 @@ def _matmul(run: Pass, node: Node, one: Value, other: Value, shape: tuple[int, .
     return contract(run, node, [(one, first), (other, second)], out, shape)
 
 
-@rule("addmm", "baddbmm", "addmv", "addbmm_")
+@rule("addmm", "baddbmm", "addmv")
 def addmm(run: Pass, node: Node) -> Made:
     """A product, and something added."""
     bias, one, other = (run.value(a) for a in node.args[:3])

@@ -157,17 +157,17 @@ PASSED = (
     "tanhshrink", "threshold", "exp", "expm1", "exp2", "log", "log1p", "log2", "log10", "sqrt", "rsqrt", "abs", "neg",
     "sign", "sgn", "sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "erf", "erfc", "reciprocal", "square",
     "floor", "ceil", "round", "trunc", "frac", "clamp", "clamp_min", "clamp_max", "clip", "nan_to_num", "logical_not",
-    "bitwise_not", "isnan", "isinf", "isfinite", "digamma", "lgamma", "rrelu", "dropout_", "native_dropout_",
+    "bitwise_not", "isnan", "isinf", "isfinite", "digamma", "lgamma", "rrelu",
 )  # fmt: skip
 """Functions of each number by itself, with one tensor."""
 
 MET = (
     "add", "sub", "rsub", "mul", "div", "true_divide", "floor_divide", "pow", "float_power", "remainder", "fmod",
-    "maximum", "minimum", "max.other", "min.other", "fmax", "fmin", "eq", "ne", "lt", "le", "gt", "ge", "logical_and",
+    "maximum", "minimum", "fmax", "fmin", "eq", "ne", "lt", "le", "gt", "ge", "logical_and",
     "logical_or", "logical_xor", "bitwise_and", "bitwise_or", "bitwise_xor", "where", "masked_fill", "lerp",
-    "addcmul", "addcdiv", "atan2", "hypot", "copysign", "prelu_", "__and__", "__or__", "__xor__", "heaviside", "xlogy",
-    "multiply", "divide", "subtract", "greater", "less", "greater_equal", "less_equal", "not_equal", "equal_",
-    "copy", "masked_scatter_", "polar", "complex", "logaddexp", "bernoulli",
+    "addcmul", "addcdiv", "atan2", "hypot", "copysign", "__and__", "__or__", "__xor__", "heaviside", "xlogy",
+    "multiply", "divide", "subtract", "greater", "less", "greater_equal", "less_equal", "not_equal",
+    "copy", "polar", "complex", "logaddexp", "bernoulli",
 )  # fmt: skip
 """Functions of numbers at the same place in several tensors."""
 
@@ -211,7 +211,7 @@ def filled(run: Pass, node: Node) -> Made:
     return Value(shape, made)
 
 
-@rule("arange", "linspace", "eye", "tril_indices", "triu_indices", "rand", "randn", "randint", "randperm", "full_",
+@rule("arange", "linspace", "eye", "tril_indices", "triu_indices", "rand", "randn", "randint", "randperm",
       "sym_size", "_assert_tensor_metadata", "_assert_async", "_assert_scalar", "hann_window")  # fmt: skip
 def made_of_nothing(run: Pass, node: Node) -> Made:
     """No labels."""
