@@ -96,18 +96,27 @@ def verdict(folder: Path) -> tuple[float, float, int, int]:
     return a["accuracy"]["value"], b["accuracy"]["value"], macs[0], macs[1]
 
 
-def page(folders: Sequence[Path], rounds: int) -> list[str]:
-    """The tables."""
-    rows = [verdict(folder) for folder in folders]
+def accuracies(folders: Sequence[Path]) -> list[str]:
+    """A row for each run, and the mean of those of one recipe, whose names differ in their last number alone."""
     lines = ["| run | dense % | smaller % | points | multiply-adds |", "|---|---|---|---|---|"]
-    for folder, (dense, small, before, after) in zip(folders, rows, strict=True):
+    groups: dict[str, list[tuple[float, float]]] = {}
+    for folder in folders:
+        dense, small, before, after = verdict(folder)
+        groups.setdefault(folder.name.rpartition("-")[0], []).append((dense, small))
         cost = f"{before:,} -> {after:,} ({after / before:.3f}x)"
         lines.append(f"| {folder.name} | {dense:.2f} | {small:.2f} | {small - dense:+.2f} | {cost} |")
-    apart = [small - dense for dense, small, _, _ in rows]
-    if len(rows) > 1:
-        means = [statistics.mean(column) for column in zip(*rows, strict=True)]
-        spread = statistics.stdev(apart)
-        lines.append(f"| mean | {means[0]:.2f} | {means[1]:.2f} | {statistics.mean(apart):+.2f} (sd {spread:.2f}) | |")
+    for name, pairs in groups.items():
+        if len(pairs) > 1:
+            means = [statistics.mean(column) for column in zip(*pairs, strict=True)]
+            spread = statistics.stdev(small - dense for dense, small in pairs)
+            points = f"{means[1] - means[0]:+.2f} (sd {spread:.2f})"
+            lines.append(f"| {name}, mean | {means[0]:.2f} | {means[1]:.2f} | {points} | |")
+    return lines
+
+
+def page(folders: Sequence[Path], rounds: int) -> list[str]:
+    """The tables."""
+    lines = accuracies(folders)
     lines += [
         "",
         "| run | batch | engine | dense ms | smaller ms | times as fast | floor ms |",
