@@ -38,6 +38,7 @@ _PLACES = {
     "load": "engine",
     "compile": "engine",
     "export": "engine.exporting",
+    "compare": "report.comparing",  # not below: the engine reads this file's version, and stands under reports
 }
 
 __all__ = [*_PLACES, "__version__"]

@@ -15,10 +15,14 @@ from secateur.core.sockets import Rule, find, names
 from secateur.testing.rules_contract import ContractError, check_rule
 
 _NONE = Paper("none: an example", "nobody", 2026, "", differs="in nothing known")
-NETWORKS = {"slimming": ["conv_bn", "residual_bn", "depthwise"]}
+NETWORKS = {
+    "slimming": ["conv_bn", "residual_bn", "depthwise"],
+    "str": ["relu_mlp", "conv_bn", "residual_bn"],
+}
 """Rules that refuse networks of other kinds, which their own tests show."""
 
 
+@pytest.mark.filterwarnings("ignore:variational_bernoulli. all inputs of")  # few examples, so the penalty rules
 @pytest.mark.parametrize("name", names("rules"))
 def test_rule_keeps_the_contract(name):
     """Found by its file name, so a new rule is tested the moment it exists."""

@@ -20,7 +20,7 @@ import secateur
 from secateur.core.errors import DataError, FileError
 from secateur.core.masks import Masks
 from secateur.core.names import parameters
-from secateur.engine.checkpoint import Metrics, load_state
+from secateur.engine.checkpoint import Metrics, asked_of, check_asked, load_state
 from secateur.engine.figures import Figures
 from secateur.engine.loop import Training
 from secateur.engine.recipe import TrainStep
@@ -91,6 +91,17 @@ def test_how_often_checkpoints_are_written_may_change(tmp_path):
     secateur.train(other, batches(), folder=tmp_path, epochs=3)
 
     assert same(one.state_dict(), other.state_dict())
+
+
+def test_an_option_younger_than_the_checkpoint_is_no_difference_at_its_default(tmp_path):
+    asked = asked_of(TrainStep(epochs=3), batches())
+    saved = {name: fact for name, fact in asked.items() if name != "compact_state"}
+
+    check_asked(tmp_path, saved, asked)
+    with pytest.raises(FileError, match="`compact_state` is true, there it is not given"):
+        check_asked(tmp_path, saved, asked_of(TrainStep(epochs=3, compact_state=True), batches()))
+    with pytest.raises(FileError, match="`epochs` is 4"):
+        check_asked(tmp_path, saved, asked_of(TrainStep(epochs=4), batches()))
 
 
 # Zeros that are there

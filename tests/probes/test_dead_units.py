@@ -183,3 +183,54 @@ def test_hooks_are_gone_afterwards_also_after_an_error():
 def test_eps_below_zero_or_not_finite_is_refused(eps):
     with pytest.raises(UsageError, match="eps=.*at least 0"):
         DeadUnits(eps)
+
+
+def test_dead_units_are_static_or_dynamic_and_some_come_back():
+    """Two of five units are dead in the end; one was at the start, and another has come back."""
+
+    def net(*dead):
+        return nn.Sequential(kill(alive(nn.Linear(4, 5)), *dead), nn.ReLU(), nn.Linear(5, 2))
+
+    start, now = net(1, 3), net(1, 4)
+    reading = DeadUnits(start=start)(task(now, 4))
+    assert reading.value == 40.0
+    assert {k: v for k, v in reading.parts.items() if k.split(":")[0] in ("static", "dynamic", "revived")} == {
+        "static": 20.0, "dynamic": 20.0, "revived": 20.0, "static:1": 1, "dynamic:1": 1, "revived:1": 1,
+    }  # fmt: skip
+    assert "static" not in DeadUnits()(task(now, 4)).parts
+    same = DeadUnits(start=now)(task(now, 4)).parts
+    assert (same["static"], same["dynamic"], same["revived"]) == (40.0, 0.0, 0.0)
+
+
+def test_masks_are_applied_to_the_start_so_that_units_without_weights_are_static():
+    start, now = (nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2)) for _ in range(2))
+    for net in (start, now):
+        alive(net[0])
+        with torch.no_grad():
+            net[0].bias.fill_(-1e-3)
+            net[0].weight.copy_(torch.randn(5, 4, generator=stream(0, "w")))
+    masks = Masks({"0.weight": torch.ones(5, 4, dtype=torch.bool), "2.weight": torch.ones(2, 5, dtype=torch.bool)})
+    masks["0.weight"][2] = False
+    masks.apply_(now)
+    parts = DeadUnits(start=start)(task(now, 4), masks).parts
+    assert (parts["dead:1"], parts["static:1"], parts["dynamic:1"]) == (1, 1, 0)
+    assert DeadUnits(start=start)(task(now, 4)).parts["dynamic:1"] == 1
+
+
+def test_with_inputs_of_one_sign_removing_negative_weights_turns_no_unit_off():
+    random = stream(0, "test", "positive")
+    layer = nn.Linear(12, 40)
+    x = torch.rand(30, 12, generator=random)
+    with torch.no_grad():
+        before = layer(x) > 0
+        layer.weight[torch.rand(40, 12, generator=random) < 0.5] = 0
+        fewer = nn.Linear(12, 40)
+        fewer.load_state_dict(layer.state_dict())
+        fewer.weight[fewer.weight < 0] = 0
+        assert not bool(((layer(x) > 0) & ~(fewer(x) > 0)).any())
+        assert bool((before != (layer(x) > 0)).any())
+    data = [(x, torch.zeros(30, dtype=torch.long))]
+    rates = [
+        DeadUnits()(Task(nn.Sequential(n, nn.ReLU()), functional.cross_entropy, data)).value for n in (layer, fewer)
+    ]
+    assert rates[1] <= rates[0]

@@ -116,6 +116,19 @@ def _run(p: argparse.ArgumentParser) -> None:
     _settings(p)
 
 
+def _compare(p: argparse.ArgumentParser) -> None:
+    p.add_argument("comparison", metavar="COMPARISON", help="a TOML file with [model], [data], [compare] and [train]")
+    p.add_argument("-o", "--out", metavar="FOLDER", help="the folder of all runs (default: runs/ and the file's name)")
+    p.add_argument("--workers", type=int, default=1, metavar="N", help="processes, of one thread each (default 1)")
+    p.add_argument("--ray", nargs="?", const="local", metavar="ADDRESS",
+                   help="spread the runs with Ray: over a running cluster, or over N workers here")  # fmt: skip
+    p.add_argument("--data-dir", metavar="FOLDER", help="where data sets lie (default: $SECATEUR_DATA)")
+    p.add_argument("-s", "--set", action="append", default=[], metavar="A.B=VALUE", dest="settings",
+                   help="set any key of the file, for example -s compare.epochs=5 or -s train.lr=0.05")  # fmt: skip
+    p.add_argument("--dry-run", action="store_true", help="list the runs and what has become of them, and do nothing")
+    p.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
 def _measure(p: argparse.ArgumentParser) -> None:
     p.add_argument("start", metavar="FOLDER", help="a run folder")
     p.add_argument("--dense", metavar="FOLDER", help="the dense network (default: the one it came from)")
@@ -179,6 +192,8 @@ VERBS: dict[str, Verb] = {
                    'example:\n  secateur shrink runs/dense --to "macs 0.5x" --criterion taylor_filter --epochs 5'),
     "run": Verb("run a recipe; finished steps are skipped, unfinished ones go on", _run, "run",
                 "example:\n  secateur run recipes/digits-demo.toml"),
+    "compare": Verb("compare methods at several sparsities: same budget, several seeds, controls, one curve", _compare,
+                    "compare", "example:\n  secateur compare recipes/compare-digits.toml --workers 2"),
     "measure": Verb("measure a network against the dense one it came from", _measure, "measure",
                     "example:\n  secateur measure runs/dense-prune-params-5pct --probe calibration"),
     "bench": Verb("time a network, compiled, against dense torch and other engines", _bench, "bench",

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from secateur.core.compact import CompactState
 from secateur.core.errors import MaskError
 from secateur.core.masks import Masks, local
 
@@ -109,6 +110,8 @@ class Hold:
     def _install(self, masks: Masks, old: Masks | None) -> None:
         self._tensors = list(self._parameters.values())
         self._floats = []
+        if isinstance(self.optimizer, CompactState):
+            self.optimizer.remask({p: masks[name].to(p.device) for name, p in self._parameters.items()})
         for name, p in self._parameters.items():
             data, mask = local(p, masks[name])
             self._floats.append(mask.to(data.dtype))

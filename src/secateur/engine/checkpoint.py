@@ -101,8 +101,11 @@ def check_asked(folder: Path, saved: Mapping[str, str], asked: Mapping[str, str]
         asked: the facts of the run that would go on from it.
 
     Raises:
-        FileError: naming every fact that differs, with both values.
+        FileError: naming every fact that differs, with both values. An option that the checkpoint does not know is
+            younger than it and no difference at its default.
     """
+    usual = {key: json.dumps(value, sort_keys=True) for key, value in table_of(TrainStep(), True).items()}
+    asked = {key: fact for key, fact in asked.items() if key in saved or usual.get(key) != fact}
     tables = [{name: json.loads(fact) for name, fact in facts.items()} for facts in (asked, saved)]
     found = list(_differences("", *tables))
     if found:

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
+from secateur.core.compact import CompactState
 from secateur.core.errors import ModelError
 from secateur.engine.recipe import TrainStep
 
@@ -21,6 +22,11 @@ def make_optimizer(parameters: Iterable[nn.Parameter], step: TrainStep) -> torch
     chosen = [p for p in parameters if p.requires_grad]
     if not chosen:
         raise ModelError("no parameter of the network can be trained; set `requires_grad` of those you want to train.")
+    made = _made(chosen, step)
+    return CompactState(made) if step.compact_state else made
+
+
+def _made(chosen: list[nn.Parameter], step: TrainStep) -> torch.optim.Optimizer:
     if step.optimizer == "sgd":
         return torch.optim.SGD(chosen, step.lr, step.momentum, weight_decay=step.weight_decay, nesterov=step.nesterov)
     if step.optimizer == "rmsprop":

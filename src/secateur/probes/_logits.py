@@ -39,7 +39,7 @@ def rows(task: Task) -> Iterator[Rows]:
     """
     seen = 0
     for output, target, n in task.outputs():
-        logits, labels, example = _flat(output, target)
+        logits, labels, example = flat(output, target)
         kept = labels != IGNORED
         if not bool(kept.all()):
             logits, labels, example = logits[kept], labels[kept], example[kept]
@@ -73,8 +73,12 @@ def check(logits: Tensor, labels: Tensor) -> None:
         )
 
 
-def _flat(output: Any, target: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """One row a decision, its label and the number of its example in the batch."""
+def flat(output: Any, target: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """One row a decision, its label and the number of its example in the batch.
+
+    Raises:
+        DataError: when these are no logits and labels of a classifier.
+    """
     if not isinstance(output, Tensor) or not isinstance(target, Tensor):
         raise DataError(
             f"a classifier gives one tensor of logits for a tensor of labels; this network gives "

@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections import Counter
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateur.core.errors import UsageError
 from secateur.core.masks import Masks
-from secateur.core.names import aliases, parameters, unwrap
+from secateur.core.names import Named, aliases, parameters, plain, unwrap
 from secateur.core.reading import Paper, Reading
 from secateur.core.sockets import Probe
-from secateur.core.task import Task, call, frozen
-from secateur.probes._still import in_single_operations, unchanged
+from secateur.core.task import Task
+from secateur.probes._other import Other, tensors_like
+from secateur.probes._rectifiers import listen
 
-_RECTIFIERS = frozenset(
-    "relu hardtanh threshold leaky_relu elu selu celu gelu silu mish hardswish _prelu_kernel".split()
-)
-_PRODUCTS = frozenset(("mm", "addmm", "bmm", "baddbmm", "linear"))
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED)
 
@@ -31,6 +24,10 @@ _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED)
 @dataclass(frozen=True)
 class DeadUnits(Probe):
     """Per cent of hidden units that are dead: zero after their activation function for every example of the data.
+
+    With ``start``, the network when its training began, each dead unit is one of two: ``static`` ones were dead then
+    already (with the pruned weights zero: often nothing comes into them), ``dynamic`` ones died in training. The value
+    is the sum of both. Units that came back are ``revived``.
 
     A unit is a channel of the output of a rectifier: ReLU, ReLU6 (and any hardtanh), threshold, leaky ReLU, PReLU,
     ELU (SELU, CELU), GELU, SiLU, Mish or Hardswish, as a module or as a function. It is dead when
@@ -46,18 +43,26 @@ class DeadUnits(Probe):
     it (``block.relu#2``: the second use in a pass), and ``disconnected:NAME`` of each layer's weight that has such
     channels. ``n`` is the number of examples.
 
+    With ``start`` also ``static``, ``dynamic`` and ``revived`` in per cent of all units, and ``static:PLACE``,
+    ``dynamic:PLACE`` and ``revived:PLACE`` in units.
+
     Args:
         eps: largest magnitude that counts as zero; 0 suits ReLU; smooth functions are hardly ever exactly 0.
+        start: the network when training began: a module, a ``.safetensors`` file, or a step's folder; ``masks`` are
+            applied to it. None tells nothing of when units died.
 
     Raises:
         UsageError: when ``eps`` is negative or not finite.
         MaskError: when ``masks`` belong to another network.
+        FileError: when ``start`` cannot be read.
+        ModelError: when ``start`` is of another architecture.
         DataError: when the data is empty or spent.
 
-    Cost: one forward pass over the data.
+    Cost: one forward pass over the data; two with ``start``.
     """
 
     eps: float = 0.0
+    start: Other = None
 
     paper = Paper(
         "Network Trimming: A Data-Driven Neuron Pruning Approach towards Efficient Deep Architectures",
@@ -75,12 +80,14 @@ class DeadUnits(Probe):
         """Per cent of hidden units that are dead."""
         if masks is not None:
             masks.match(task.model)
-        alive, examples = _listen(task, self.eps)
+        alive, examples = listen(task, self.eps)
         idle, rows = _disconnected(task, masks)
         parts: dict[str, float] = {}
         for place, lives in alive.items():
             parts |= {f"dead:{place}": float((~lives).sum()), f"units:{place}": float(lives.numel())}
         parts |= {f"disconnected:{name}": float(count) for name, count in idle.items() if count}
+        if self.start is not None:
+            parts |= _since(listen(task, self.eps, _started(self.start, task, masks))[0], alive)
         units, dead = sum(x.numel() for x in alive.values()), sum(int((~x).sum()) for x in alive.values())
         if units:
             return Reading(100 * dead / units, "%", n=examples, parts=parts, note=f"{dead:,} of {units:,} units")
@@ -88,75 +95,28 @@ class DeadUnits(Probe):
         return Reading(100 * sum(idle.values()) / max(1, rows), "%", n=examples, parts=parts, note=note)
 
 
-def _listen(task: Task, eps: float) -> tuple[dict[str, Tensor], int]:
-    """For each activation which of its channels ever left zero, and the number of examples."""
-    alive: dict[str, Tensor] = {}
-    examples = 0
-
-    def take(place: str, lives: Tensor) -> None:
-        if place in alive and alive[place].shape != lives.shape:  # the number of channels follows the input
-            place = f"{place}[{lives.numel()}]"
-        alive[place] = alive[place] | lives if place in alive else lives
-
-    with unchanged(), frozen(task.model), in_single_operations(), _places(unwrap(task.model)) as path:
-        for inputs, _, n in task.batches():
-            with _Watch(path, eps, take):
-                call(task.model, inputs)
-            examples += n
-    return alive, examples
+def _started(start: str | Path | nn.Module, task: Task, masks: Masks | None) -> Named:
+    """The tensors that training began with, under the masks."""
+    tensors = tensors_like(start, task.model)
+    for name in tensors:
+        if masks is not None and plain(name) in masks:
+            tensors[name] = tensors[name].where(masks[plain(name)].to(tensors[name].device), 0)
+    return tensors
 
 
-class _Watch(TorchDispatchMode):
-    """Sees every rectifier of one forward pass, called by a module or not."""
-
-    def __init__(self, path: list[tuple[str, nn.Module]], eps: float, take: Callable[[str, Tensor], None]) -> None:
-        super().__init__()
-        self.path, self.eps, self.take = path, eps, take
-        self.uses: Counter[str] = Counter()
-        self.last = False  # whether the last layer that ran has its channels in the last dimension
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        name = func._overloadpacket.__name__.removesuffix("_") if hasattr(func, "_overloadpacket") else ""
-        if name in _PRODUCTS or name == "convolution":
-            self.last = name != "convolution"
-        elif name in _RECTIFIERS and isinstance(out, Tensor) and out.dim() > 1:
-            self._rectified(name.strip("_").removesuffix("_kernel"), out)
-        return out
-
-    def _rectified(self, name: str, out: Tensor) -> None:
-        if any(isinstance(module, nn.RNNBase) for _, module in self.path):
-            return  # inside a recurrent layer every time step would be a place of its own
-        where, module = self.path[-1] if self.path else ("", None)
-        leaf = module is not None and where and next(module.children(), None) is None and not list(module.parameters())
-        place = where if leaf else f"{where}.{name}".lstrip(".")
-        self.uses[place] += 1
-        if self.uses[place] > 1:
-            place = f"{place}#{self.uses[place]}"
-        channel = out.dim() - 1 if self.last else 1
-        flat = out.movedim(channel, -1).flatten(0, -2)
-        self.take(place, ~(flat.abs() <= self.eps).all(dim=0))
-
-
-@contextlib.contextmanager
-def _places(model: nn.Module) -> Iterator[list[tuple[str, nn.Module]]]:
-    """The modules that are running, from the outside in, with their names."""
-    path: list[tuple[str, nn.Module]] = []
-    handles = []
-    for name, module in model.named_modules():
-
-        def enter(module: nn.Module, _: Any, name: str = name) -> None:
-            path.append((name, module))
-
-        def leave(*_: Any) -> None:
-            path.pop()
-
-        handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave, always_call=True)]
-    try:
-        yield path
-    finally:
-        for handle in handles:
-            handle.remove()
+def _since(before: dict[str, Tensor], now: dict[str, Tensor]) -> dict[str, float]:
+    """Units by place that were dead and are, that have died, and that have come back; and in per cent of all."""
+    parts: dict[str, float] = {}
+    units = sum(alive.numel() for alive in now.values())
+    for kind, lived, lives in (("static", False, False), ("dynamic", True, False), ("revived", False, True)):
+        found = {
+            place: int(((before[place] == lived) & (alive == lives)).sum())
+            for place, alive in now.items()
+            if place in before
+        }
+        parts[kind] = 100 * sum(found.values()) / max(1, units)
+        parts |= {f"{kind}:{place}": float(count) for place, count in found.items()}
+    return parts
 
 
 def _disconnected(task: Task, masks: Masks | None) -> tuple[dict[str, int], int]:

@@ -38,7 +38,7 @@ class Scale:
     def __call__(self, value: Number) -> Number:
         """The place of a value."""
         if self.log:
-            share = math.log(max(value, self.low) / self.low) / math.log(self.high / self.low)
+            share = math.log(max(value, self.low) / self.low) / (math.log(self.high / self.low) or 1.0)
         else:
             share = value / self.span - self.low / self.span
         return self.start + share * (self.end - self.start)

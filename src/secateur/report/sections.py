@@ -125,7 +125,48 @@ class Dots:
     high: Number
 
 
-Chart = Lines | Bars | Dots
+@dataclass(frozen=True)
+class Ranged:
+    """A curve whose points ``(x, y, low, high)`` have intervals; without one ``low`` and ``high`` are None.
+
+    A ``control`` is drawn in grey in every chart, so that colours are left for what is compared with it.
+    """
+
+    name: str
+    points: tuple[tuple[Number, Number, Number | None, Number | None], ...]
+    control: bool = False
+
+
+@dataclass(frozen=True)
+class Tradeoff:
+    """Curves with intervals over a logarithmic x axis, beside the level of something without an x.
+
+    Args:
+        title: what it shows.
+        x: what runs along the bottom; its values are ratios.
+        y: what runs up the side, with its unit.
+        series: the curves.
+        says: the same in one sentence, for those who cannot see it.
+        low: lowest value of the y axis, so that several charts can share one.
+        high: highest value of it.
+        fine: y is in per cent, and finer towards 100: equal distances are equal ratios of what is missing from 100.
+        level: name of the level.
+        band: its value, and the ends of its interval.
+    """
+
+    title: str
+    x: str
+    y: str
+    series: tuple[Ranged, ...]
+    says: str
+    low: Number
+    high: Number
+    fine: bool = False
+    level: str = ""
+    band: tuple[Number, Number, Number] | None = None
+
+
+Chart = Lines | Bars | Dots | Tradeoff
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from html import escape
 
 from secateur.report.numbers import number, shorten, tick
 from secateur.report.scale import Scale
-from secateur.report.sections import Bars, Chart, Dots, Lines, Number, Series
+from secateur.report.sections import Bars, Chart, Dots, Lines, Number, Series, Tradeoff
 
 WIDTH, HEIGHT = 480, 250
 LEFT, RIGHT, TOP, BOTTOM = 52, 22, 14, 40
@@ -19,12 +20,18 @@ UPRIGHT = 40
 HOVERS = 48
 STYLES = 4
 DECADES = 12
+DODGE = 2.5
 
 
 def figure(chart: Chart) -> str:
     """A chart with its caption, its legend and a text alternative."""
-    body = _lines(chart) if isinstance(chart, Lines) else _dots(chart) if isinstance(chart, Dots) else _bars(chart)
-    legend = _legend(chart) if isinstance(chart, Lines) else ""
+    legend = ""
+    if isinstance(chart, Lines):
+        body, legend = _lines(chart), _legend(chart)
+    elif isinstance(chart, Tradeoff):
+        body, legend = _tradeoff(chart), _tradeoff_legend(chart)
+    else:
+        body = _dots(chart) if isinstance(chart, Dots) else _bars(chart)
     says = f"<p>{escape(chart.says)}</p>"
     return f"<figure><figcaption><h3>{escape(chart.title)}</h3>{says}</figcaption>{legend}{body}</figure>"
 
@@ -225,3 +232,109 @@ def _upright(chart: Bars) -> str:
 def _bar_scale(chart: Bars, start: Number, end: Number) -> Scale:
     values = [*chart.values, 0.0]
     return Scale(min(values), chart.high if chart.high is not None else max(values) or 1.0, start, end)
+
+
+def _tradeoff(chart: Tradeoff) -> str:
+    points = [point for series in chart.series for point in series.points]
+    least, most = min(x for x, *_ in points), max(x for x, *_ in points)
+    across = Scale(least / 1.15, most * 1.15, LEFT, WIDTH - RIGHT, True)
+    up = Upward(chart.low, chart.high, chart.fine)
+    parts = [*_level(chart, up), *_ratio_frame(across, up, chart)]
+    kinds = _kinds(chart)
+    for i, (series, kind) in enumerate(zip(chart.series, kinds, strict=True)):
+        aside = (i - (len(kinds) - 1) / 2) * DODGE  # intervals at the same place stand beside one another
+        places = [(across(x) + aside, up(y)) for x, y, *_ in series.points]
+        if len(places) > 1:
+            parts.append(f'<path class="curve {kind}" d="{_path(places, False)}"/>')
+        for (x, y, low, high), (at, place) in zip(series.points, places, strict=True):
+            told = f"{series.name}: {chart.y} {number(y)}, {chart.x} {number(x)}"
+            if low is not None and high is not None:
+                ends = up(max(low, chart.low)), up(min(high, chart.high))
+                parts.append(_line(at, ends[0], at, ends[1], f"range {kind}"))
+                parts += [_line(at - 3, end, at + 3, end, f"range {kind}") for end in ends]
+                told += f", 95 % interval {number(low)} to {number(high)}"
+            parts.append(_sign(kind, at, place, told))
+    return _svg(HEIGHT, chart.title, chart.says, parts)
+
+
+def _kinds(chart: Tradeoff) -> list[str]:
+    """The style of each curve: a grey one for controls, a colour for the others."""
+    greys, colours = (f"k{i % 3}" for i in range(99)), (f"s{i % STYLES}" for i in range(99))
+    return [next(greys) if series.control else next(colours) for series in chart.series]
+
+
+def _sign(kind: str, x: Number, y: Number, told: str = "") -> str:
+    title = f"<title>{escape(told)}</title>" if told else ""
+    if kind == "k2":
+        return f'<rect class="dot k2" x="{_at(x - 3)}" y="{_at(y - 3)}" width="6" height="6">{title}</rect>'
+    return f'<circle class="dot {kind}" cx="{_at(x)}" cy="{_at(y)}" r="3.2">{title}</circle>'
+
+
+def _level(chart: Tradeoff, up: Upward) -> list[str]:
+    if chart.band is None:
+        return []
+    middle, low, high = chart.band
+    top, foot = up(min(high, chart.high)), up(max(low, chart.low))
+    told = f"{chart.level}: {number(middle)}" + (
+        f", 95 % interval {number(low)} to {number(high)}" if high > low else ""
+    )
+    return [
+        _box("level", LEFT, top, WIDTH - RIGHT - LEFT, foot - top, told),
+        _line(LEFT, up(middle), WIDTH - RIGHT, up(middle), "mark"),
+    ]
+
+
+@dataclass(frozen=True)
+class Upward:
+    """The y axis of a trade-off: linear, or finer towards 100."""
+
+    low: Number
+    high: Number
+    fine: bool
+
+    def __call__(self, value: Number) -> Number:
+        """The place of a value."""
+        if self.fine:
+            return Scale(100 - self.high, 100 - self.low, TOP, HEIGHT - BOTTOM, True)(100 - value)
+        return Scale(self.low, self.high, HEIGHT - BOTTOM, TOP)(value)
+
+    def ticks(self) -> list[Number]:
+        """Round values inside."""
+        if not self.fine:
+            return Scale(self.low, self.high, HEIGHT - BOTTOM, TOP).ticks()
+        missing = [factor * 10.0**power for power in range(-2, 3) for factor in (1, 2, 5)]
+        return [float(f"{100 - gap:.6g}") for gap in missing if 100 - self.high <= gap <= 100 - self.low]
+
+
+def _ratio_frame(across: Scale, up: Upward, chart: Tradeoff) -> list[str]:
+    """A frame whose x axis has round ratios."""
+    ticks: list[Number] = []
+    for factors in ((1, 2, 5), (1, 1.5, 2, 3, 5, 7), (1, 1.2, 1.5, 2, 2.5, 3, 3.5, 4, 4.5, 5, 6, 7, 8, 9)):
+        ratios = [factor * 10.0**power for power in range(-1, 7) for factor in factors]
+        ticks = [ratio for ratio in ratios if across.low <= ratio <= across.high]
+        if len(ticks) >= 4:
+            break
+    foot, parts = HEIGHT - BOTTOM, []
+    for value in up.ticks():
+        place = up(value)
+        parts += [_line(LEFT, place, WIDTH - RIGHT, place, "grid"), _text(LEFT - 6, place + 4, tick(value), "end")]
+    for value in ticks:
+        place = across(value)
+        parts += [_line(place, foot, place, foot + 4, "axis"), _text(place, foot + 16, f"{tick(value)}×", "mid")]
+    parts.append(_line(LEFT, foot, WIDTH - RIGHT, foot, "axis"))
+    parts.append(_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 5, f"{chart.x}, logarithmic", "mid"))
+    turned = f"translate(11 {(foot + TOP) / 2:g}) rotate(-90)"
+    label = chart.y + (", finer towards 100" if chart.fine else "")
+    return [*parts, f'<text transform="{turned}" class="mid">{escape(label)}</text>']
+
+
+def _tradeoff_legend(chart: Tradeoff) -> str:
+    swatches = [
+        (f'<line class="curve {kind}" x1="1" y1="5" x2="27" y2="5"/>{_sign(kind, 14, 5)}', series.name)
+        for series, kind in zip(chart.series, _kinds(chart), strict=True)
+    ]
+    if chart.band is not None:
+        box = '<rect class="level" x="1" y="1" width="26" height="8"/><line class="mark" x1="1" y1="5" x2="27" y2="5"/>'
+        swatches.append((box, chart.level))
+    entries = (f'<li><svg viewBox="0 0 28 10" aria-hidden="true">{s}</svg>{escape(name)}</li>' for s, name in swatches)
+    return f'<ul class="legend">{"".join(entries)}</ul>'

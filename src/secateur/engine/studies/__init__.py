@@ -1,0 +1,1 @@
+"""Experiments of several trainings, as plain functions; finished parts are kept in folders and not done again."""
