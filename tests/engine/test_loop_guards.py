@@ -94,14 +94,14 @@ def test_how_often_checkpoints_are_written_may_change(tmp_path):
 
 
 def test_an_option_younger_than_the_checkpoint_is_no_difference_at_its_default(tmp_path):
-    asked = asked_of(TrainStep(epochs=3), batches())
+    asked = asked_of(TrainStep(epochs=3), loader())
     saved = {name: fact for name, fact in asked.items() if name != "compact_state"}
 
     check_asked(tmp_path, saved, asked)
     with pytest.raises(FileError, match="`compact_state` is true, there it is not given"):
-        check_asked(tmp_path, saved, asked_of(TrainStep(epochs=3, compact_state=True), batches()))
+        check_asked(tmp_path, saved, asked_of(TrainStep(epochs=3, compact_state=True), loader()))
     with pytest.raises(FileError, match="`epochs` is 4"):
-        check_asked(tmp_path, saved, asked_of(TrainStep(epochs=4), batches()))
+        check_asked(tmp_path, saved, asked_of(TrainStep(epochs=4), loader()))
 
 
 # Zeros that are there
