@@ -21,7 +21,7 @@ Row = Mapping[str, Any]
 
 _COLUMNS = (
     Column("Method"), Column("Zeros", True), Column("Accuracy", True), Column("Change", True),
-    Column("Compression", True), Column("Speed-up", True, True), Column("Training", True),
+    Column("Compression", True), Column("Fewer MACs", True, True), Column("Training", True),
     Column("Seconds", True, True), Column("Seeds", True, True),
 )  # fmt: skip
 
@@ -176,7 +176,7 @@ def _table(rows: Sequence[Row]) -> Section:
         "the same seed, in points; training is the share of the dense network's multiply-adds."
     )
     more = (
-        "The speed-up is arithmetic: multiply-adds of the dense network / those without pruned weights (1 MAC is 2 "
+        "Fewer MACs are arithmetic: multiply-adds of the dense network / those without pruned weights (1 MAC is 2 "
         "FLOPs). Nothing was timed, and dense kernels do not skip single zeros.",
         "Training MACs: each step costs twice the forward pass without the zeros it computes with and once that "
         "without weights that cannot change; the share is of the dense network's for the whole budget. Passes for "
