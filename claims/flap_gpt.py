@@ -196,11 +196,11 @@ CLAIM = Claim(
     seeds=(0, 1, 2),
     minutes=12.0,
     data=("tinyshakespeare",),
-    analysis="What fails is how much each layer loses, not which units: with one threshold over all layers FLAP takes so "
-    "unevenly that random units in FLAP's own numbers cost 2.42, against 2.19 of FLAP's units; and with a fifth of each "
-    "layer FLAP is below random units (2.07 against 2.15). The bias, which stands in for the mean output of what is gone, "
-    "makes both choices worse here; why was not looked into. The layer of the lowest influence is the last one in every "
-    "seed, and leaving it out costs least of all layers.",
+    analysis="What fails is how much each layer loses, not which units: with one threshold over all layers FLAP takes "
+    "so unevenly that random units in FLAP's own numbers cost 2.42, against 2.19 of FLAP's units; and with a fifth of "
+    "each layer FLAP is below random units (2.07 against 2.15). The bias, which stands in for the mean output of what "
+    "is gone, makes both choices worse here; why was not looked into. The layer of the lowest influence is the last "
+    "one in every seed, and leaving it out costs least of all layers.",
 )
 
 
