@@ -278,7 +278,9 @@ def test_binding_is_undone_by_table_of():
     assert table_of(PruneStep()) == {}
 
 
-RECIPES = sorted((ROOT / "recipes").glob("*.toml"))
+FILES = sorted((ROOT / "recipes").glob("*.toml"))
+COMPARISONS = [path for path in FILES if "compare" in tomllib.loads(path.read_text())]
+RECIPES = [path for path in FILES if path not in COMPARISONS]
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
@@ -296,3 +298,26 @@ def test_the_recipes_of_the_repository_can_be_run(path, tmp_path, request, capsy
     assert [row["do"] for row in planned] == [step.do for step in recipe.steps]
     assert {row["state"] for row in planned} == {"to do"}
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("path", COMPARISONS, ids=lambda p: p.stem)
+def test_the_comparisons_of_the_repository_can_be_planned(path, tmp_path, request, capsys):
+    table = tomllib.loads(path.read_text())
+    words = ["compare", str(path), "--dry-run", "--json", "-o", str(tmp_path / "out")]
+    if table["data"]["use"] != "digits":
+        words += ["--data-dir", str(request.getfixturevalue("data_dir"))]
+
+    assert main(words) == 0
+
+    planned = json.loads(capsys.readouterr().out)["runs"]
+    asked, seeds = table["compare"], table["compare"]["seeds"]
+    always = {"dense", "magnitude", "random", "small-dense"}
+    assert {run["method"] for run in planned} >= always | set(asked["methods"])
+    assert sum(run["method"] == "random" for run in planned) == len(asked["sparsity"]) * len(seeds)
+    assert {run["state"] for run in planned} == {"to do"}
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_comparison_is_not_run_as_a_recipe(capsys):
+    assert main(["run", str(COMPARISONS[0])]) == 2
+    assert "secateur compare" in capsys.readouterr().err

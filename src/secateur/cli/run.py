@@ -12,6 +12,8 @@ def run(request: argparse.Namespace) -> int:
     """Run a recipe."""
     path = Path(request.recipe)
     table = read_recipe(path)
+    if "compare" in table:
+        raise UsageError(f"{path} compares methods; run it with `secateur compare {path}`.")
     for setting in request.settings:
         if setting.split(".")[0].split("=")[0] not in ("model", "data", "step", "seed"):
             raise UsageError(

@@ -146,7 +146,7 @@ class Str(Rule):
 def soft_threshold(weight: Tensor, alpha: Tensor) -> Tensor:
     """``sign(w) * relu(|w| - alpha)``, entry by entry.
 
-    >>> soft_threshold(torch.tensor([-2.0, 0.5, 3.0]), torch.tensor(1.0))
-    tensor([-1., 0., 2.])
+    >>> soft_threshold(torch.tensor([-2.0, 0.5, 3.0]), torch.tensor(1.0)).tolist()
+    [-1.0, 0.0, 2.0]
     """
     return weight.sign() * (weight.abs() - alpha).clamp_(min=0)
