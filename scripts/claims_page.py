@@ -1,4 +1,4 @@
-"""Writes docs/claims.md: every claim with the paper's figures, ours, and what held or failed."""
+"""Writes claims/results.json, all claims with what became of them, and docs/claims.md, the same to be read."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from claims.kit import RESULTS, Claim, interval  # noqa: E402
 
 import claims  # noqa: E402
 
-PAGE = ROOT / "docs" / "claims.md"
+PAGE, TABLE = ROOT / "docs" / "claims.md", ROOT / "claims" / "results.json"
+HELD, FAILED, NOT_RUN = "held", "failed", "not run"
 HEAD = """# The papers' claims
 
 Every claim is a command; it prints its figures and whether each inequality holds. The inequalities were set before the
@@ -23,7 +24,8 @@ figures were seen. What fails stays here as failed. Sizes are what two processor
 here supports the paper and one that fails does not refute it. Figures are means over the seeds with Student's 95 %
 interval. Minutes are those of one processor core.
 
-This page is made by `python scripts/claims_page.py` from the recorded figures in `claims/results`.
+This page is made by `python scripts/claims_page.py` from `claims/results.json`, which it makes from the recorded
+figures in `claims/results`. A claim has held when all of its inequalities have.
 """
 
 
@@ -33,18 +35,38 @@ def known() -> list[Claim]:
     return [importlib.import_module(f"claims.{name}").CLAIM for name in files]
 
 
-def page() -> str:
+def results() -> dict[str, dict]:
+    """Every claim: ``held``, ``failed`` or ``not run``; its inequalities, seeds and measured minutes."""
+    found = {}
+    for claim in known():
+        record = _record(claim)
+        checks = [] if record is None else record["checks"]
+        state = NOT_RUN if record is None else HELD if all(check["held"] for check in checks) else FAILED
+        found[claim.name] = {
+            "state": state, "title": claim.title, "paper": claim.paper,
+            "seeds": [] if record is None else record["seeds"],
+            "minutes": None if record is None else record["minutes"],
+            "torch": None if record is None else record["torch"],
+            "checks": checks or [{"says": check.says, "held": None} for check in claim.checks],
+        }  # fmt: skip
+    return found
+
+
+def page(table: dict[str, dict]) -> str:
     """The whole page."""
-    every = known()
-    rows = ["| claim | held | minutes |", "|---|---|---|"]
-    for claim in every:
-        found = _record(claim)
-        checks = [] if found is None else found["checks"]
-        held = f"{sum(c['held'] for c in checks)} of {len(checks)}" if found else "not measured"
-        anchor = claim.title.lower().replace(" ", "-")
+    states = [entry["state"] for entry in table.values()]
+    counts = ", ".join(f"{states.count(state)} {state}" for state in (HELD, FAILED, NOT_RUN) if state in states)
+    rows = [f"{len(table)} claims: {counts}.", "", "| claim | state | inequalities held | seeds | minutes |"]
+    rows.append("|---|---|---|---|---|")
+    for entry in table.values():
+        checks = entry["checks"]
+        anchor = entry["title"].lower().replace(" ", "-")
         anchor = "".join(c for c in anchor if c.isalnum() or c in "-_")
-        rows.append(f"| [{claim.title}](#{anchor}) | {held} | {claim.minutes:g} |")
-    return "\n".join([HEAD, *rows, "", *(_part(claim) for claim in every)]).rstrip() + "\n"
+        held = "" if entry["state"] == NOT_RUN else f"{sum(c['held'] for c in checks)} of {len(checks)}"
+        minutes = "" if entry["minutes"] is None else f"{entry['minutes']:.2g}"
+        seeds = len(entry["seeds"]) or ""
+        rows.append(f"| [{entry['title']}](#{anchor}) | {entry['state']} | {held} | {seeds} | {minutes} |")
+    return "\n".join([HEAD, *rows, "", *(_part(claim) for claim in known())]).rstrip() + "\n"
 
 
 def _record(claim: Claim) -> dict | None:
@@ -58,7 +80,7 @@ def _part(claim: Claim) -> str:
     found = _record(claim)
     lines += [f"`python -m claims.{claim.name}{options}`"]
     if found is None:
-        return "\n".join([*lines, "", "Not measured yet.", ""])
+        return "\n".join([*lines, "", "Not run.", ""])
     seeds = ", ".join(map(str, found["seeds"]))
     lines[-1] += f", seeds {seeds}; about {claim.minutes:g} minutes. Recorded with torch {found['torch']}."
     lines += ["", "| | |", "|---|---|"]
@@ -72,14 +94,16 @@ def _part(claim: Claim) -> str:
 
 
 def main() -> int:
-    """Write the page, or with ``--check`` say whether it is up to date."""
-    text = page()
-    if "--check" in sys.argv[1:]:
-        if not PAGE.is_file() or PAGE.read_text() != text:
-            print("docs/claims.md is not up to date; run `python scripts/claims_page.py`.", file=sys.stderr)
+    """Write both files, or with ``--check`` say whether they are up to date."""
+    table = results()
+    texts = {TABLE: json.dumps(table, indent=2, ensure_ascii=False) + "\n", PAGE: page(table)}
+    for file, text in texts.items():
+        if "--check" not in sys.argv[1:]:
+            file.write_text(text)
+        elif not file.is_file() or file.read_text() != text:
+            name = file.relative_to(ROOT)
+            print(f"{name} is not up to date; run `python scripts/claims_page.py`.", file=sys.stderr)
             return 1
-        return 0
-    PAGE.write_text(text)
     return 0
 
 

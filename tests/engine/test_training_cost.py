@@ -12,8 +12,10 @@ from secateur.core.masks import Masks
 from secateur.core.streams import stream
 from secateur.core.task import Task
 from secateur.data import Loader, Split
+from secateur.engine.folder import Artefact
 from secateur.engine.loop import Training
-from secateur.engine.recipe import TrainStep
+from secateur.engine.recipe import Recipe, TrainStep
+from secateur.engine.runner import Runner
 from secateur.engine.training_cost import Forward, TrainingMacs, forward, of_phases, of_run, step_sizes
 from secateur.rules.distill import Distill
 from secateur.rules.gradual import Gradual
@@ -166,3 +168,30 @@ def test_steps_are_those_of_the_loop(examples, batch, accumulate):
     wanted = [sum(batches[i : i + accumulate]) for i in range(0, len(batches), accumulate)]
 
     assert step_sizes(examples, batch, accumulate) == wanted
+
+
+def test_a_run_s_card_counts_training_by_hand_and_what_the_optimizer_remembers(tmp_path):
+    """Digits: 1,437 images; an MLP of 64-16-10, whose MACs are its weights."""
+    rigl = {"use": "rigl", "sparsity": 0.75, "every": 10}
+    steps = [
+        {"do": "train", "epochs": 1, "optimizer": "adam", "lr": 1e-3},
+        {"do": "train", "epochs": 2, "rules": [rigl], "compact_state": True},
+        {"do": "train", "epochs": 1, "rules": [{"use": "gradual", "sparsity": 0.9}]},
+    ]
+    table = {"model": {"use": "mlp", "widths": [16]}, "data": {"use": "digits", "batch": 100}, "step": steps}
+    runner = Runner(Recipe.from_table(table), tmp_path)
+    runner.run()
+    first, second, third = (Artefact.open(row["folder"]).card for row in runner.plan())
+    weights, biases, images = 64 * 16 + 16 * 10, 16 + 10, 1437
+    whole = {"dense": 3 * weights * images, "sparse": 3 * weights * images, "examples": images}
+    assert first["training_macs"] == whole
+    assert first["optimizer_bytes"] == 4 * (2 * (weights + biases) + 4)  # two moments, and a counter for each tensor
+
+    kept = second["kept"]
+    due = [step for step in range(30) if Rigl(sparsity=0.75, every=10).due(step, 30)]
+    at_updates = sum(37 if step % 15 == 14 else 100 for step in due)
+    assert due and kept == weights // 4
+    expected = 3 * kept * 2 * images + (weights - kept) * at_updates
+    assert second["training_macs"] == {"dense": 2 * whole["dense"], "sparse": expected, "examples": 2 * images}
+    assert second["optimizer_bytes"] == 4 * (2 * kept + biases)  # momentum and place of each kept weight
+    assert third["training_macs"] == {"uncounted": ["gradual"]}

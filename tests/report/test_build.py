@@ -331,3 +331,20 @@ def test_building_a_report_does_not_import_torch(make_run):
     )
     done = subprocess.run([sys.executable, "-c", code, str(make_run())], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_training_is_told_with_the_figures_of_the_cards(make_run, edit):
+    run = make_run()
+    assert "Training cost" not in [part.title for part in report.build(run).sections]
+    steps = sorted(run.glob("*-train-*"))
+    macs = {"dense": 4_000_000, "sparse": 1_000_000, "examples": 50}
+    edit(steps[0] / "card.json", training_macs=macs, optimizer_bytes=123_000)
+    edit(steps[1] / "card.json", training_macs={"uncounted": ["acdc"]})
+
+    found = section(report.build(run), "Training cost")
+
+    assert "1.000 M" in found.says and "25.00 %" in found.says and "step 3 not counted" in found.says
+    texts = [[cell.text for cell in row] for row in found.table.rows]
+    assert texts[0] == ["1 train", "50", "4.000 M", "1.000 M", "25.00 %", "123.0 kB", "61.2"]
+    assert texts[1][2:5] == ["–", "–", "–"] or texts[1][2:5] == ["", "", ""]
+    assert "acdc" in found.more[0]

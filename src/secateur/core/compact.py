@@ -89,6 +89,13 @@ class CompactState(Optimizer):
                     raise UsageError("compact state is not for sharded parameters (FSDP2); use the optimizer itself.")
                 group["params"][place] = self._remasked(p, masks[p])
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the state and of the places of kept weights."""
+        places = [places for _, places in self._compact.values()]
+        tensors = [v for state in self.state.values() for v in state.values() if isinstance(v, Tensor)]
+        return sum(t.numel() * t.element_size() for t in (*places, *tensors))
+
     def _owner(self, leaf: nn.Parameter) -> nn.Parameter:
         """The network's parameter that a parameter of the inner optimizer stands for."""
         return next((p for p, (own, _) in self._compact.items() if own is leaf), leaf)

@@ -36,11 +36,7 @@ from secateur.engine.comparing_methods import (
 )
 from secateur.engine.recipe import FORMAT, Recipe, TrainStep
 from secateur.engine.runner import Runner
-from secateur.engine.training_cost import forward
-from secateur.rules.distill import Distill
-from secateur.rules.rigl import Rigl
-from secateur.rules.set import Set
-from secateur.rules.slimming import Slimming
+from secateur.engine.training_cost import forward, moving
 
 SEEDS, POINTS = 3, 5
 """Fewer seeds, or fewer points of a curve, are said to be few."""
@@ -251,8 +247,7 @@ class Comparison:
         whole = {**self.train, **step}
         if rules:
             bound = bind(TrainStep, {"rules": rules}, "train").rules
-            still = all(isinstance(rule, Set | Rigl | Distill | Slimming) for rule in bound)
-            whole["rules"] = rules if still else [COUNTED, *rules]
+            whole["rules"] = [COUNTED, *rules] if moving(bound) else rules
         return whole
 
     def to_table(self) -> dict[str, Any]:

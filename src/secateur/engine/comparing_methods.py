@@ -1,7 +1,7 @@
 """What a compared method does with its budget of epochs: the steps of each kind, with numbers put in.
 
 Methods that score a trained network train half of the epochs before and the rest after; those that score an untrained
-one, and rules, train all epochs in a row.
+one, and rules, train all epochs in a row. Tickets train half of them, are pruned and set back, and train the rest.
 """
 
 from __future__ import annotations
@@ -28,6 +28,13 @@ UNITS = ("bn_scale", "flap", "fpgm", "minitron", "sosp_h", "sosp_i", "taylor_fil
 
 ROUNDS = {"synflow": 20}
 """Criteria that are applied in so many rounds, each of which leaves the same share of the weights."""
+
+TICKETS: dict[str, dict[str, str]] = {
+    "lth": {},
+    "lth-reinit": {"weights": "fresh"},
+    "lth-shuffled": {"masks": "shuffled"},
+}
+"""Pruned as ``magnitude`` is, and set back: to the initial weights, to fresh ones, or with other places kept."""
 
 _WORD = re.compile(r"\$(?:(\d*\.?\d+) )?([a-z]+)")
 
@@ -105,7 +112,7 @@ def rules() -> list[str]:
 def builtin() -> list[str]:
     """Names that can stand in ``methods``; a name that is both a rule and a criterion is the rule."""
     criteria = [name for name in names("criteria") if name not in UNITS]
-    return sorted({*criteria, *rules(), *CONTROLS, LAYERS, DENSE})
+    return sorted({*criteria, *rules(), *CONTROLS, *TICKETS, LAYERS, DENSE})
 
 
 def check(name: str, own: Sequence[str]) -> None:
@@ -155,9 +162,10 @@ def steps(name: str, numbers: Numbers, named: Mapping[str, Any]) -> list[dict[st
     first = numbers.epochs // 2
     prune: dict[str, Any] = {"do": "prune", "to": f"sparsity {numbers.sparsity!r}", **named}
     prune |= {"allocation": "uniform"} if name == LAYERS else {}
-    score = "magnitude" if name == LAYERS else name
+    score = "magnitude" if name == LAYERS or name in TICKETS else name
     prune["criterion"] = {"use": score, **({"seed": numbers.seed} if "seed" in _fields("criteria", score) else {})}
-    return [{**whole, "epochs": first}, prune, {**whole, "epochs": numbers.epochs - first}]
+    back = [{"do": "rewind", **TICKETS[name]}] if name in TICKETS else []
+    return [{**whole, "epochs": first}, prune, *back, {**whole, "epochs": numbers.epochs - first}]
 
 
 def _targets(numbers: Numbers, rounds: int) -> list[str]:

@@ -35,6 +35,14 @@ def _made(chosen: list[nn.Parameter], step: TrainStep) -> torch.optim.Optimizer:
     return kind(chosen, step.lr, weight_decay=step.weight_decay)
 
 
+def state_bytes(optimizer: torch.optim.Optimizer) -> int:
+    """Bytes that an optimizer remembers: its moments, and with compact state the places of kept weights."""
+    if isinstance(optimizer, CompactState):
+        return optimizer.nbytes
+    tensors = [v for state in optimizer.state.values() for v in state.values() if isinstance(v, torch.Tensor)]
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
 def rate(step: TrainStep, done: int, total: int, steps_per_epoch: int) -> float:
     """The learning rate of the optimizer step after ``done`` steps: a pure function, so resuming needs no state.
 

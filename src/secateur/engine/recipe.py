@@ -276,6 +276,32 @@ class ShrinkStep:
 
 
 @dataclass(frozen=True)
+class RewindStep:
+    """Set the weights back to what they were, under the masks of now: a lottery ticket, or a control for one.
+
+    Biases, statistics of BatchNorm and all other state go back too; a train step after it begins with a fresh
+    optimizer.
+
+    Args:
+        to: number of the step whose result they are set back to; 0 is the network that the recipe began with.
+        weights: those of that step, or ``"fresh"`` ones of the same distribution, drawn by the recipe's seed.
+        masks: as they are, or ``"shuffled"``: as many kept weights in each tensor, elsewhere.
+    """
+
+    do: ClassVar[str] = "rewind"
+    to: int = 0
+    weights: Literal["same", "fresh"] = "same"
+    masks: Literal["same", "shuffled"] = "same"
+
+    def __post_init__(self) -> None:
+        if self.to < 0 or (self.to and self.weights == "fresh"):
+            raise UsageError(
+                f"rewind: to is {self.to}; it must be the number of a step before this one, or 0 for the network that "
+                "the recipe began with, and 0 with fresh weights."
+            )
+
+
+@dataclass(frozen=True)
 class MeasureStep:
     """Measure the result against the dense network it came from.
 
@@ -289,8 +315,8 @@ class MeasureStep:
     baselines: tuple[Literal["random"], ...] = ("random",)
 
 
-Step = TrainStep | PruneStep | ShrinkStep | MeasureStep
-STEPS: dict[str, type[Any]] = {kind.do: kind for kind in (TrainStep, PruneStep, ShrinkStep, MeasureStep)}
+Step = TrainStep | PruneStep | ShrinkStep | RewindStep | MeasureStep
+STEPS: dict[str, type[Any]] = {kind.do: kind for kind in (TrainStep, PruneStep, ShrinkStep, RewindStep, MeasureStep)}
 
 
 @dataclass(frozen=True)
@@ -301,6 +327,16 @@ class Recipe:
     data: DataSpec
     steps: tuple[Any, ...]
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for number, step in enumerate(self.steps, 1):
+            if not isinstance(step, RewindStep) or not step.to:
+                continue
+            if step.to >= number or isinstance(self.steps[step.to - 1], MeasureStep):
+                raise UsageError(
+                    f"step {number}: rewind to {step.to} names no step before it that has a network as its result; "
+                    "0 is the network that the recipe began with."
+                )
 
     @classmethod
     def from_table(cls, table: Mapping[str, Any]) -> Recipe:
@@ -322,7 +358,7 @@ class Recipe:
         steps = table.get("step", [])
         if not isinstance(steps, list) or not steps:
             raise UsageError(
-                'the recipe has no steps; add a [[step]] with do = "train", "prune", "shrink" or "measure".'
+                'the recipe has no steps; add a [[step]] with do = "train", "prune", "shrink", "rewind" or "measure".'
             )
         return cls(
             bind(ModelSpec, _with_options(ModelSpec, table.get("model", {}), "model"), "model"),

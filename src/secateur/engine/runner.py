@@ -7,7 +7,7 @@ import fcntl
 import hashlib
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,15 +33,18 @@ from secateur.engine.cutting import prune as carry_out
 from secateur.engine.folder import CARD, REWRITTEN, STRUCTURE, WEIGHTS, Artefact, load_state, origin, save, structure_of
 from secateur.engine.loop import Training, needs_teacher
 from secateur.engine.measure import verdict
+from secateur.engine.optimize import state_bytes
 from secateur.engine.rebuilding import resize
-from secateur.engine.recipe import MeasureStep, PruneStep, Recipe, ShrinkStep, TrainStep
+from secateur.engine.recipe import MeasureStep, PruneStep, Recipe, RewindStep, ShrinkStep, TrainStep
 from secateur.engine.recovering import Recovery
 from secateur.engine.removing import Choice, few, reference
+from secateur.engine.rewinding import rewind
 from secateur.engine.shrinking import thin
 from secateur.engine.solving import solve
 from secateur.engine.sources import sources
 from secateur.engine.start import Listener, State, begin
 from secateur.engine.surgeon import Round
+from secateur.engine.training_cost import forward, moving, of_run, step_sizes
 from secateur.probes.accuracy import Accuracy
 from secateur.runtime.lower_export import quiet
 from secateur.surgery.costs import Costs
@@ -177,6 +180,9 @@ class Runner:
     def _carry_out(self, step: Any, folder: Path, state: State, data: Dataset) -> dict[str, Any]:
         if isinstance(step, TrainStep):
             return self._train(step, folder, state, data)
+        if isinstance(step, RewindStep):
+            places = [Path(row["folder"]) for row in self.plan()[: step.to]]
+            return rewind(step, state, self.recipe, data, places, self.dense)
         return self._shrink(step, state, data) if isinstance(step, ShrinkStep) else self._prune(step, state, data)
 
     def _length(self, step: Any, data: Dataset) -> int:
@@ -228,7 +234,18 @@ class Runner:
         if best is not None and training.best_state is not None and best.kept <= state.masks.kept:
             load_state(state.net, training.best_state, str(folder / "best.safetensors"))
             state.masks = best
-        return {"seconds": round(training.seconds(), 3), "steps": training.run.step}
+        facts = {"seconds": round(training.seconds(), 3), "steps": training.run.step}
+        facts["optimizer_bytes"] = state_bytes(training.run.optimizer)
+        return facts | self._cost(step, state, data)
+
+    def _cost(self, step: TrainStep, state: State, data: Dataset) -> dict[str, Any]:
+        """Multiply-adds of a train step, where they follow from the zeros at its end."""
+        if changing := moving(step.rules):
+            return {"training_macs": {"uncounted": changing}}
+        few = Loader(data.test.take(torch.tensor([0])), 1, mean=data.mean, std=data.std)
+        each = forward(Task(state.net, CrossEntropy(), few), state.masks)
+        sizes = step_sizes(len(data.train), self.recipe.data.batch * distributed.world(), step.accumulate)
+        return {"training_macs": asdict(of_run(each, sizes, step.epochs, step.rules))}
 
     def _teacher(self, step: TrainStep, state: State) -> nn.Module | None:
         if not needs_teacher(step.rules):

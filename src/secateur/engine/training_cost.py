@@ -17,8 +17,10 @@ from secateur.core.masks import Masks
 from secateur.core.sockets import Rule, name_of
 from secateur.core.task import Task
 from secateur.probes.cost import Cost
+from secateur.rules.distill import Distill
 from secateur.rules.rigl import Rigl
 from secateur.rules.set import Set
+from secateur.rules.slimming import Slimming
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,11 @@ def step_sizes(examples: int, batch: int, accumulate: int = 1) -> list[int]:
     return [min(each, examples - begin) for begin in range(0, examples, each)]
 
 
+def moving(rules: Sequence[Rule]) -> list[str]:
+    """Names of the rules under which the counts of tensors may change, so that costs must be added up step by step."""
+    return [name_of(rule) for rule in rules if not isinstance(rule, Set | Rigl | Distill | Slimming)]
+
+
 def of_run(cost: Forward, sizes: Sequence[int], epochs: int, rules: Sequence[Rule] = ()) -> TrainingMacs:
     """What a run costs whose tensors keep their counts: no rule, SET or RigL, and rules that move no zeros.
 
@@ -124,8 +131,7 @@ def of_run(cost: Forward, sizes: Sequence[int], epochs: int, rules: Sequence[Rul
         UsageError: for a rule under which counts change; see :func:`of_phases`.
     """
     total = len(sizes) * epochs
-    still = ("distill", "slimming")
-    odd = [name_of(rule) for rule in rules if not isinstance(rule, Set | Rigl) and name_of(rule) not in still]
+    odd = moving(rules)
     if odd:
         raise UsageError(
             f"the cost of training with {', '.join(odd)} depends on how its masks changed; add up the phases with "

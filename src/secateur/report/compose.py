@@ -15,6 +15,7 @@ from secateur.report.views import (
     layers,
     left_alone,
     repeat,
+    training,
     units,
     verdict,
 )
@@ -27,6 +28,7 @@ VIEWS: tuple[Callable[[RunRecord], Section | str], ...] = (
     units.section,
     layers.section,
     curves.section,
+    training.section,
     forecast.section,
     layer_forecast.section,
     left_alone.section,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from secateur.engine.comparing_methods import TICKETS
 from secateur.engine.comparing_summary import statistics
 from secateur.report.numbers import count, fixed, many, number, percent, scaled
 from secateur.report.sections import EMPTY, Cell, Column, Number, Ranged, Report, Section, Table, Tradeoff
@@ -242,11 +243,22 @@ def _how(table: Mapping[str, Any]) -> Section:
         f"{count(train)} training and {count(test)} test examples (data {reference['data'][:12]}).",
         "Criteria that score a trained network train half of the epochs before pruning and half after it; those that "
         "score an untrained one, rules and small-dense train all of them in a row.",
+        *_tickets(asked),
         "small-dense has as many parameters as the pruned networks keep: units removed at random, the same share of "
         "each group, before training.",
     )  # fmt: skip
     options = ", ".join(f"{key} {value}" for key, value in asked["train"].items())
     return Section("How", says, more=(*more, *([f"Training: {options}."] if options else [])))
+
+
+def _tickets(asked: Mapping[str, Any]) -> tuple[str, ...]:
+    if not any(name in TICKETS for name in asked["compare"]["methods"]):
+        return ()
+    return (
+        "Tickets (lth) train half of the epochs, are pruned as magnitude is, are set back to their initial weights and "
+        "train the other half; lth-reinit draws fresh weights for the same masks, lth-shuffled keeps the initial "
+        "weights and as many of each tensor elsewhere.",
+    )
 
 
 def _refused(rows: Sequence[Row]) -> list[str]:

@@ -29,7 +29,7 @@ def one(seed: int, data_dir: str | None) -> Figures:
 
 
 CLAIM = Claim(
-    name="l0_short",
+    name="l0_inputs",
     title="Hard-concrete gates switch pixels off at little loss, the more the higher the price of a weight",
     paper="Louizos, Welling & Kingma, Learning Sparse Neural Networks through L0 Regularization, ICLR 2018, "
     "arXiv:1712.01312",

@@ -46,7 +46,7 @@ def _differ(rows: Sequence[Figures]) -> bool:
 
 
 CLAIM = Claim(
-    name="str_short",
+    name="str_decay",
     title="STR: the decay of the thresholds sets the sparsity, and layers differ",
     paper="Kusupati, Ramanujan, Somani, Wortsman, Jain, Kakade & Farhadi, Soft Threshold Weight Reparameterization for "
     "Learnable Sparsity, ICML 2020, arXiv:2002.03231",

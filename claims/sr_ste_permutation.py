@@ -101,7 +101,7 @@ def _rises(rows: Sequence[Figures]) -> bool:
 
 
 CLAIM = Claim(
-    name="sr_ste_short",
+    name="sr_ste_permutation",
     title="2:4: reordered channels keep more, and SR-STE learns the pattern from scratch",
     paper="Zhou et al., Learning N:M Fine-grained Structured Sparse Neural Networks From Scratch, ICLR 2021, "
     "arXiv:2102.04010; Pool & Yu, Channel Permutations for N:M Sparsity, NeurIPS 2021",

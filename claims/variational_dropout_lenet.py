@@ -26,7 +26,7 @@ def one(seed: int, data_dir: str | None) -> Figures:
 
 
 CLAIM = Claim(
-    name="variational_dropout_short",
+    name="variational_dropout_lenet",
     title="Variational dropout prunes a dense network by 95 % in one run, without a target",
     paper="Molchanov, Ashukha & Vetrov, Variational Dropout Sparsifies Deep Neural Networks, ICML 2017, "
     "arXiv:1701.05369",

@@ -49,7 +49,7 @@ def one(seed: int, data_dir: str | None) -> Figures:
 
 
 CLAIM = Claim(
-    name="rigl_short",
+    name="rigl_growth",
     title="RigL: zeros that move by the gradient beat zeros that move at random, and these beat fixed ones",
     paper="Evci, Gale, Menick, Castro, Elsen, Rigging the Lottery: Making All Tickets Winners, ICML 2020, "
     "arXiv:1911.11134",

@@ -37,7 +37,7 @@ def one(seed: int, data_dir: str | None) -> Figures:
 
 
 CLAIM = Claim(
-    name="set_short",
+    name="set_moving_zeros",
     title="SET: zeros that move beat the same zeros standing still",
     paper="Mocanu, Mocanu, Stone, Nguyen, Gibescu, Liotta, Scalable training of artificial neural networks with "
     "adaptive sparse connectivity inspired by network science, Nature Communications 2018, arXiv:1707.04780",

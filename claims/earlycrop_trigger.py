@@ -64,7 +64,7 @@ def _accuracy(rows: Sequence[Figures], name: str) -> float:
 
 
 CLAIM = Claim(
-    name="earlycrop_short",
+    name="earlycrop_trigger",
     title="EarlyCroP finds an early epoch at which pruning costs less than before training",
     paper="Rachwan, Zügner, Charpentier, Geisler, Ayle & Günnemann, Winning the Lottery Ahead of Time: Efficient Early "
     "Network Pruning, ICML 2022, arXiv:2206.10451",

@@ -83,7 +83,7 @@ def _rounding(rows: Sequence[Figures], name: str) -> float:
 
 
 CLAIM = Claim(
-    name="variational_bernoulli_short",
+    name="bernoulli_width",
     title="With Bernoulli gates the width that is left does not depend on the width at the start",
     paper="Guenter & Sideris, Robust Learning of Parsimonious Deep Neural Networks, 2022, arXiv:2205.04650",
     states="on MNIST and CIFAR-10 the size of the network after training is robust to its initial width (abstract; no "

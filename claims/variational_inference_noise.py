@@ -93,7 +93,7 @@ def _between(rows: Sequence[Figures], one: str, other: str) -> float:
 
 
 CLAIM = Claim(
-    name="variational_inference_short",
+    name="variational_inference_noise",
     title="A network trained by variational inference loses its noisy weights unharmed",
     paper="Mohan, Scaife, Porter, Walmsley & Bowles, Quantifying uncertainty in deep learning approaches to radio "
     "galaxy classification, MNRAS 511, 2022, arXiv:2201.01203",
