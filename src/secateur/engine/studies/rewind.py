@@ -89,7 +89,7 @@ def train_to(model: nn.Module, way: Way, folder: Path, at: int | None = None, ma
     """Train in place up to a step and leave the state there, or go on from the state in the folder.
 
     Args:
-        model: the network.
+        model: the network at its initial weights, also to go on from the folder's state: they name the training.
         way: how.
         folder: of this training.
         at: the step, 0 (before the first) to ``way.steps``; the end by default.
