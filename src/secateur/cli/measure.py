@@ -11,4 +11,6 @@ def run(request: argparse.Namespace) -> int:
     step: dict = {"do": "measure"}
     if request.probe:
         step["probes"] = list(request.probe)
+    if request.damage:
+        step["damage"] = True
     return execute(request, table_of(request, [step]), Path(request.out or default_out(request.start, "measure")))

@@ -133,6 +133,8 @@ def _measure(p: argparse.ArgumentParser) -> None:
     p.add_argument("start", metavar="FOLDER", help="a run folder")
     p.add_argument("--dense", metavar="FOLDER", help="the dense network (default: the one it came from)")
     p.add_argument("--probe", action="append", default=[], metavar="NAME", help="a further probe; may be repeated")
+    p.add_argument("--damage", action="store_true",
+                   help="per-class changes, flips, calibration, corruptions and features, for the report")  # fmt: skip
     _shared(p)
 
 

@@ -308,11 +308,13 @@ class MeasureStep:
     Args:
         probes: what to measure.
         baselines: ``"random"`` adds a one-shot random pruning of the dense network at the same counts.
+        damage: per-class changes, flipped examples, calibration, corruptions and features, for the report.
     """
 
     do: ClassVar[str] = "measure"
     probes: tuple[Probe, ...] = ()
     baselines: tuple[Literal["random"], ...] = ("random",)
+    damage: bool = False
 
 
 Step = TrainStep | PruneStep | ShrinkStep | RewindStep | MeasureStep

@@ -30,6 +30,7 @@ from secateur.engine.compensating import LayerCut
 from secateur.engine.compiling import PLAN
 from secateur.engine.cutting import plan as make_plan
 from secateur.engine.cutting import prune as carry_out
+from secateur.engine.damage import damage
 from secateur.engine.folder import CARD, REWRITTEN, STRUCTURE, WEIGHTS, Artefact, load_state, origin, save, structure_of
 from secateur.engine.loop import Training, needs_teacher
 from secateur.engine.measure import verdict
@@ -347,6 +348,10 @@ class Runner:
         )  # fmt: skip
         write_json(folder / "verdict.json", made.to_json())
         files = {name: file_digest(folder / name) for name in ("verdict.json", PLAN) if (folder / name).is_file()}
+        if step.damage:
+            one, two = (artefact.build().to(distributed.device()) for artefact in (dense, pruned))
+            report = damage(one, two, data, seed=self.recipe.seed, batch=self.recipe.data.evaluation_batch)
+            files |= report.write(folder)
         card = {
             "format": "secateur.card/1",
             **about,

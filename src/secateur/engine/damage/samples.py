@@ -1,0 +1,154 @@
+"""The sample set: single decisions to look at, with what every network makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from secateur.core.errors import DataError, UsageError
+from secateur.core.streams import stream
+from secateur.data import Dataset, Split
+from secateur.engine.damage.corruptions import pixels
+from secateur.engine.damage.embedding import TSNE, Plane, pca, tsne
+from secateur.engine.damage.geometry import Geometry
+from secateur.engine.damage.outputs import Features, Outputs
+
+Skip = Callable[[str, str], None]
+
+
+def flipped(found: Sequence[Outputs]) -> Tensor:
+    """Decisions on which any network answers otherwise than the first, boolean ``(n,)``."""
+    changed = torch.zeros_like(found[0].right)
+    for other in found[1:]:
+        changed |= other.answers != found[0].answers
+    return changed
+
+
+def choose(changed: Tensor, examples: int, seed: int) -> Tensor:
+    """Numbers of the decisions to look at, in rising order.
+
+    All flipped ones, up to half of ``examples``; the others are drawn from those that did not flip. Where either are
+    too few for their half, the other ones fill it. Which of them is drawn by the seed.
+
+    Args:
+        changed: which decisions flipped, ``(n,)``.
+        examples: how many to take; all, where there are fewer.
+        seed: seed of the draw.
+    """
+    random = stream(seed, "damage", "samples")
+    parts = [rows[torch.randperm(len(rows), generator=random)] for rows in _two(changed)]
+    first = min(len(parts[0]), examples // 2)
+    second = min(len(parts[1]), examples - first)
+    first = min(len(parts[0]), examples - second) if second < examples - first else first
+    return torch.cat([parts[0][:first], parts[1][:second]]).sort().values
+
+
+def _two(changed: Tensor) -> tuple[Tensor, Tensor]:
+    return changed.nonzero().flatten(), (~changed).nonzero().flatten()
+
+
+def tensors(
+    found: Sequence[Outputs], measured: Sequence[Geometry | None], chosen: Tensor, data: Dataset | Split
+) -> dict[str, Tensor]:
+    """What is known of the chosen decisions; ``v`` is the network, in the order of ``found``.
+
+    Returns:
+        ``index``: number of the example in the test part, int64 ``(n,)``; ``position``: of tokens, the place in the
+        sequence; ``targets`` int64 ``(n,)``; ``predictions`` int64 ``(v, n)``; ``confidence`` and, where any network
+        has features, ``angle``, ``length`` and ``margin``, float32 ``(v, n)``, NaN where there is none; ``images``
+        uint8 ``(n, H, W, C)``, where the data are images.
+    """
+    first = found[0]
+    table = {
+        "index": first.example[chosen],
+        "targets": first.labels[chosen],
+        "predictions": torch.stack([one.answers[chosen] for one in found]),
+        "confidence": torch.stack([one.confidence[chosen].float() for one in found]),
+    }
+    if first.tokens:
+        table["position"] = first.position[chosen]
+    if any(metrics is not None for metrics in measured):
+        for name in ("angle", "length", "margin"):
+            table[name] = torch.stack([
+                torch.full((len(chosen),), torch.nan) if metrics is None else getattr(metrics, name)[chosen].float()
+                for metrics in measured
+            ])  # fmt: skip
+    images, _ = pixels(data)
+    if images is not None and not first.tokens:
+        picked = images[table["index"].to(images.device)].permute(0, 2, 3, 1).cpu()
+        exact = picked.dtype == torch.uint8
+        table["images"] = (picked if exact else picked.double().mul(255).round().to(torch.uint8)).contiguous()
+    return table
+
+
+def planes(found: Sequence[Outputs], chosen: Tensor, seed: int, skip: Skip) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The chosen examples' features in the plane.
+
+    Returns:
+        Tensors, float32 ``(v, n, 2)``, NaN for a network without them: ``pca`` on the axes of the first network,
+        ``pca_own`` on each network's own, both fitted on the test examples, chosen or not; ``tsne``. And a table: by
+        network the share of the variance along its own two axes, and for ``tsne`` the perplexity.
+    """
+    heads = [one.features for one in found]
+    if not any(head is not None for head in heads):
+        return {}, {}
+    own = [_axes(one, skip) for one in found]
+    table: dict[str, Any] = {
+        "explained": {
+            one.name: None if plane is None else plane.explained.tolist() for one, plane in zip(found, own, strict=True)
+        }
+    }
+    made: dict[str, Tensor] = {}
+    columns: dict[str, list[Tensor | None]] = {"pca": [], "pca_own": [], "tsne": []}
+    for one, head, plane in zip(found, heads, own, strict=True):
+        columns["pca_own"].append(None if head is None or plane is None else plane(head.x[chosen]))
+        columns["pca"].append(_on(own[0], head, chosen, lambda why, one=one: skip(f"pca of {one.name}", why)))
+        columns["tsne"].append(_spread(head, chosen, seed, lambda why, one=one: skip(f"tsne of {one.name}", why)))
+    for name, column in columns.items():
+        if any(part is not None for part in column):
+            none = torch.full((len(chosen), 2), torch.nan)
+            made[name] = torch.stack([none if part is None else part.float() for part in column])
+    if "tsne" in made:
+        table["perplexity"] = min(30.0, (len(chosen) - 1) / 3)
+    return made, table
+
+
+def _axes(found: Outputs, skip: Skip) -> Plane | None:
+    if found.features is None:
+        return None
+    try:
+        return pca(found.features.x)
+    except DataError as error:
+        skip(f"pca of {found.name}", str(error))
+        return None
+
+
+def _on(plane: Plane | None, head: Features | None, chosen: Tensor, told: Callable[[str], None]) -> Tensor | None:
+    if head is None:
+        return None
+    if plane is None:
+        told("the first network has no axes of its own to look along")
+        return None
+    try:
+        return plane(head.x[chosen])
+    except DataError as error:
+        told(str(error))
+        return None
+
+
+def _spread(head: Features | None, chosen: Tensor, seed: int, told: Callable[[str], None]) -> Tensor | None:
+    if head is None:
+        return None
+    # Of more examples than t-SNE takes, evenly spaced ones; the others have no place.
+    some = torch.linspace(0, len(chosen) - 1, min(len(chosen), TSNE), dtype=torch.float64).round().long()
+    try:
+        made = tsne(head.x[chosen[some]], seed)
+    except (DataError, UsageError) as error:
+        told(str(error))
+        return None
+    whole = made.new_full((len(chosen), 2), torch.nan)
+    whole[some] = made
+    return whole
