@@ -152,11 +152,9 @@ def _standalone(html: str) -> str:
     width, height = 620, 420
     html = html.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ')
     style += ".ground{background:#fff;color:#16202a;padding:4px 8px;font:14px sans-serif}"
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}">'
-        f'<foreignObject width="{width}" height="{height}"><div xmlns="http://www.w3.org/1999/xhtml" class="ground"><style>{style}'
-        f"</style>{html}</div></foreignObject></svg>\n"
-    )
+    size = f'width="{width}" height="{height}"'
+    page = f'<div xmlns="http://www.w3.org/1999/xhtml" class="ground"><style>{style}</style>{html}</div>'
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {size}><foreignObject {size}>{page}</foreignObject></svg>\n'
 
 
 if __name__ == "__main__":
