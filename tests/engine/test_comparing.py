@@ -21,7 +21,7 @@ from secateur.core.task import Task
 from secateur.engine.comparing import Comparison, Reference
 from secateur.engine.comparing_macs import EXAMPLES, SPARSE, Counted
 from secateur.engine.comparing_methods import Numbers, fill
-from secateur.engine.comparing_summary import statistics, student
+from secateur.engine.comparing_summary import statistics, student, summarise
 from secateur.engine.loop import Training
 from secateur.engine.recipe import TrainStep
 from secateur.report.comparing import compare
@@ -305,6 +305,52 @@ def test_a_comparison_reads_back_as_it_was_written(made):
     table, out = made
     again = Comparison.from_table(tomllib.loads((out / "compare.toml").read_text()))
     assert again == Comparison.from_table(TABLE)
+
+
+def test_the_rest_of_the_budget_is_what_other_steps_leave():
+    own = {
+        "name": "mine",
+        "step": [{"do": "train", "epochs": "$0.5 epochs"}, {"do": "train", "epochs": "$rest epochs"}],
+    }
+    for budget, shares in ((5, [2, 3]), (4, [2, 2]), (7, [4, 3])):
+        table = changed(method=[own], compare={"epochs": budget, "methods": []})
+        jobs = Comparison.from_table(table).jobs(Reference(1, 1, 1, "", "", (1, 1)))
+        steps = next(job.recipe["step"] for job in jobs if job.method == "mine")
+        assert [step["epochs"] for step in steps] == shares
+
+
+def test_a_measure_step_in_a_method_is_refused():
+    own = {"name": "mine", "step": [{"do": "train", "epochs": "$epochs"}, {"do": "measure"}]}
+    with pytest.raises(UsageError, match="has a measure step; leave it out"):
+        Comparison.from_table(changed(method=[own]))
+
+
+def test_every_option_of_a_method_s_own_is_told():
+    step = {"do": "train", "epochs": "$epochs", "optimizer": "adam", "lr": 1e-3, "skip": ["fc1*"]}
+    made = Comparison.from_table(changed(method=[{"name": "mine", "step": [step]}], train={"lr": 0.1}))
+    assert "`mine` trains with its own `lr`, `optimizer`, `skip`." in made.cautions()
+    same = Comparison.from_table(changed(method=[{"name": "mine", "step": [{**step, "lr": 0.1}]}], train={"lr": 0.1}))
+    assert "`mine` trains with its own `optimizer`, `skip`." in same.cautions()
+
+
+def test_zeros_are_a_share_of_all_that_can_be_pruned():
+    """A method that leaves a layer out: 90 zeros of its own 100 weights are 9 % of 1,000."""
+    run = {"method": "mine", "sparsity": 0.9, "seed": 0, "epochs": 1, "accuracy": 1.0, "kept": 10, "total": 100,
+           "params": 1100, "params_kept": 1010, "macs": 5, "train_macs": 1, "steps": 1, "seconds": 1.0}  # fmt: skip
+    smaller = {**run, "method": "small", "params": 300, "kept": 200, "total": 200, "params_kept": 300}
+    table = {"runs": [run, smaller], "asked": {"compare": {"epochs": 1}},
+             "reference": {"params": 1100, "prunable": 1000, "macs": 10, "examples": [1, 1]}}  # fmt: skip
+    assert [row["sparsity_reached"] for row in summarise(table)] == pytest.approx([0.09, 0.0])
+
+
+@pytest.mark.parametrize("damage", ["not JSON", "{}", '{"keys": []}'])
+def test_a_damaged_result_is_read_off_the_run_again(damage, tmp_path):
+    table = changed(method=[], compare={"methods": [], "seeds": [0]})
+    first = compare(table, tmp_path)
+    file = tmp_path / "dense-0-0" / "result.json"
+    file.write_text(damage)
+    assert compare(table, tmp_path)["runs"] == first["runs"]
+    assert json.loads(file.read_text())["method"] == "dense"
 
 
 def test_words_become_numbers_everywhere():

@@ -126,6 +126,8 @@ def test_set_costs_what_fixed_zeros_cost_and_length_is_epochs():
     once = of_run(cost, sizes, 2)
     assert once == TrainingMacs(3000 * 46, 390 * 46, 46)
     assert of_run(cost, sizes, 2, (Set(), Distill())) == once
+    taught = of_run(cost, sizes, 2, (Set(), Distill()), teacher=700)  # a forward pass for each example
+    assert (taught.dense, taught.sparse) == (once.dense + 700 * 46, once.sparse + 700 * 46)
     assert of_run(cost, sizes, 2, (Rigl(every=2, grow="random"),)) == once
     five = of_run(cost, sizes, 10)
     assert (five.dense, five.sparse, five.share) == (5 * once.dense, 5 * once.sparse, Fraction(13, 100))

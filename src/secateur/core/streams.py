@@ -1,6 +1,8 @@
 """Named random streams: every random choice has a name and a seed, none uses the global generator."""
 
+import contextlib
 import hashlib
+from collections.abc import Iterator
 
 import torch
 
@@ -23,6 +25,17 @@ def stream(seed: int, *names: str | int, device: torch.device | str = "cpu") -> 
 def seed_global(seed: int, *names: str | int) -> None:
     """Seed torch's global generators (dropout and module constructors can use no other)."""
     torch.manual_seed(number(seed, *names))
+
+
+@contextlib.contextmanager
+def seeded(seed: int, *names: str | int) -> Iterator[None]:
+    """Inside, torch's global generators are seeded by name; afterwards they are as they were, on all devices."""
+    before = global_state()
+    try:
+        seed_global(seed, *names)
+        yield
+    finally:
+        set_global_state(before)
 
 
 def global_state() -> dict[str, torch.Tensor]:

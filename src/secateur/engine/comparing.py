@@ -28,6 +28,7 @@ from secateur.engine.comparing_macs import Counted
 from secateur.engine.comparing_methods import (
     CONTROLS,
     DENSE,
+    REST,
     Numbers,
     check,
     fill,
@@ -88,7 +89,7 @@ class Own:
     Args:
         name: how folders and tables call it.
         step: its steps, as in a recipe, with ``$sparsity``, ``$density``, ``$params``, ``$seed`` and ``$0.5 epochs`` in
-            the place of numbers.
+            the place of numbers, and ``$rest epochs`` for what other train steps leave.
         epochs: what it trains in all where that is not the budget of the others; the table says so then.
     """
 
@@ -230,12 +231,15 @@ class Comparison:
         named = {key: self.train[key] for key in ("only", "skip") if key in self.train}
         where = f"method {method!r}"
         table = fill(own.step, numbers, where) if own else steps(method, numbers, named)
+        if any(step.get("do") == "measure" for step in table):
+            raise UsageError(f"{where} has a measure step; leave it out: every run is measured alike.")
         table = [self._trained(step) if step.get("do") == "train" else step for step in table]
+        table = _rest(table, epochs)
         shared = sum(step.get("epochs", 10) for step in table if step.get("do") == "train")
         if shared != epochs:
             raise UsageError(
                 f"{where} trains {shared} epochs, and its budget is {epochs}. Share out the budget, for example with "
-                f'`epochs = "$0.5 epochs"`, or say `epochs = {shared}` in its [[method]].'
+                f'`epochs = "$0.5 epochs"` and `epochs = "{REST}"`, or say `epochs = {shared}` in its [[method]].'
             )
         recipe = {"seed": seed, "model": self.model, "data": self.data, "step": table}
         told = "own" if sparsity is None else f"{sparsity:.12g}"
@@ -269,7 +273,8 @@ class Comparison:
         for own in self.own:
             if own.epochs and own.epochs != spec.epochs:
                 said.append(f"`{own.name}` trains {own.epochs} epochs, the others {spec.epochs}.")
-            changed = {key for s in own.step if s.get("do") == "train" for key in s if key in self.train} - {"rules"}
+            mine = [(key, value) for s in own.step if s.get("do") == "train" for key, value in s.items()]
+            changed = {key for key, value in mine if value != self.train.get(key)} - {"do", "epochs", "rules"}
             if changed:
                 said.append(f"`{own.name}` trains with its own {', '.join(f'`{key}`' for key in sorted(changed))}.")
         return said
@@ -305,6 +310,12 @@ def refer(comparison: Comparison, data_dir: str | None = None) -> Reference:
         data.digest,
         (len(data.train), len(data.test)),
     )
+
+
+def _rest(table: list[dict[str, Any]], budget: int) -> list[dict[str, Any]]:
+    """Steps in which one train step that asks for the rest of the budget has it."""
+    spent = sum(step.get("epochs", 10) for step in table if step.get("do") == "train" and step.get("epochs") != REST)
+    return [{**step, "epochs": max(1, budget - spent)} if step.get("epochs") == REST else step for step in table]
 
 
 def _list(entry: Any) -> list[Any]:

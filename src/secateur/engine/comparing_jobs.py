@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from secateur.core.errors import BudgetError, DataError, MaskError, ModelError, UsageError
+from secateur.core.errors import BudgetError, DataError, FileError, MaskError, ModelError, UsageError
 from secateur.core.files import read_json, write_json
 from secateur.core.losses import CrossEntropy
 from secateur.core.names import parameters
@@ -21,7 +21,7 @@ from secateur.data import Dataset, Loader
 from secateur.engine.checkpoint import read_metrics
 from secateur.engine.comparing import COUNTED, Comparison, Job, Reference
 from secateur.engine.comparing_macs import EXAMPLES, SPARSE
-from secateur.engine.folder import WEIGHTS, Artefact
+from secateur.engine.folder import WEIGHTS, Artefact, origin
 from secateur.engine.recipe import Recipe, TrainStep
 from secateur.engine.runner import Runner
 from secateur.engine.training_cost import forward, of_run, step_sizes
@@ -31,6 +31,12 @@ RESULT = "result.json"
 # What a method can be refused for by the network, the data or the budget. Files are another matter: no space left, or
 # a folder in use, would be the same for all runs, and the comparison stops.
 REFUSED = (BudgetError, DataError, MaskError, ModelError, UsageError)
+
+_TOLD = frozenset((
+    "name", "method", "sparsity", "seed", "epochs", "accuracy", "kept", "total", "params", "params_kept", "macs_stored",
+    "macs", "train_examples", "train_macs", "bytes", "steps", "seconds", "digest",
+))  # fmt: skip
+"""What a result must hold to be taken as it is."""
 
 _LAST: dict[str, Dataset] = {}
 
@@ -106,16 +112,19 @@ def gather(comparison: Comparison, reference: Reference, results: Mapping[str, M
         "runs": [dict(results[job.name]) for job in jobs if job.name in results],
         "missing": [job.name for job in jobs if job.name not in results],
         "cautions": comparison.cautions(),
+        "made_by": origin(),
     }
     return json.loads(json.dumps(table))  # the very values that a reader of the file gets: lists, no tuples
 
 
 def _there(folder: Path, keys: list[str]) -> dict[str, Any] | None:
     """The result of a run that asked for the same, with the same data and code."""
-    if not (folder / RESULT).is_file():
+    try:
+        found = read_json(folder / RESULT) if (folder / RESULT).is_file() else None
+    except FileError:  # damaged: the figures are read off the run's files again
         return None
-    found = read_json(folder / RESULT)
-    return found if isinstance(found, dict) and found.get("keys") == keys else None
+    whole = isinstance(found, dict) and found.get("keys") == keys and found.keys() >= _TOLD
+    return found if whole else None
 
 
 @contextlib.contextmanager
@@ -160,6 +169,10 @@ def _training(runner: Runner, made: list[Artefact]) -> tuple[int, int]:
         if any(f"{type(rule).__module__}:{type(rule).__name__}" == COUNTED for rule in step.rules):
             rows = [row for row in read_metrics(artefact.folder / "metrics.jsonl") if SPARSE in row]
             examples, macs = examples + int(rows[-1][EXAMPLES]), macs + int(rows[-1][SPARSE])
+            continue
+        told = artefact.card.get("training_macs", {})
+        if "sparse" in told:
+            examples, macs = examples + int(told["examples"]), macs + int(told["sparse"])
             continue
         cost = forward(_task(runner, artefact.build()), artefact.masks())
         done = of_run(cost, step_sizes(count, spec.batch, step.accumulate), step.epochs, step.rules)

@@ -36,6 +36,9 @@ TICKETS: dict[str, dict[str, str]] = {
 }
 """Pruned as ``magnitude`` is, and set back: to the initial weights, to fresh ones, or with other places kept."""
 
+REST = "$rest epochs"
+"""The epochs that other train steps of a method leave."""
+
 _WORD = re.compile(r"\$(?:(\d*\.?\d+) )?([a-z]+)")
 
 
@@ -86,7 +89,7 @@ def fill(thing: Any, numbers: Numbers, where: str) -> Any:
         return {key: fill(value, numbers, where) for key, value in thing.items()}
     if isinstance(thing, list | tuple):
         return [fill(value, numbers, where) for value in thing]
-    if not isinstance(thing, str):
+    if not isinstance(thing, str) or thing == REST:
         return thing
     whole = _WORD.fullmatch(thing)
     if whole:

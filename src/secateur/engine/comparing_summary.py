@@ -41,7 +41,7 @@ def _figures(
     return {
         "accuracy": statistics([run["accuracy"] for run in done]),
         "change": statistics(pairs) if pairs else None,
-        "sparsity_reached": _mean([1 - run["kept"] / run["total"] for run in done]),
+        "sparsity_reached": _mean([_zeros(run, reference) for run in done]),
         "params_kept": _mean([run["params_kept"] for run in done]),
         "compression": _mean([reference["params"] / run["params_kept"] for run in done]),
         "speedup": _mean([reference["macs"] / run["macs"] for run in done if run["macs"]] or [math.nan]),
@@ -51,6 +51,13 @@ def _figures(
         "steps": _mean([run["steps"] for run in done]),
         "seconds": _mean([run["seconds"] for run in done]),
     }
+
+
+def _zeros(run: Mapping[str, Any], reference: Mapping[str, Any]) -> float:
+    """Share of zeros among all prunable weights, those that a method may not prune included; units gone are none."""
+    if run["params"] != reference["params"]:
+        return 1 - run["kept"] / run["total"]
+    return (run["total"] - run["kept"]) / reference["prunable"]
 
 
 def statistics(values: Sequence[float | int]) -> dict[str, Any]:

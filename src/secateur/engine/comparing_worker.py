@@ -7,15 +7,14 @@ import os
 import sys
 import traceback
 
-from secateur.core.errors import SecateurError
-from secateur.engine.comparing_jobs import carry_out
-
 
 def main() -> int:
     """Work until there is nothing more to read; after Ctrl-C the run at hand has written its checkpoint."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # whatever a plug-in prints must not be taken for an answer
     try:
+        import torch  # noqa: F401  # seconds, in which Ctrl-C may come
+
         for line in sys.stdin:
             asked = json.loads(line)
             print(json.dumps(_answer(asked)), file=answers, flush=True)
@@ -25,6 +24,9 @@ def main() -> int:
 
 
 def _answer(asked: dict[str, object]) -> dict[str, object]:
+    from secateur.core.errors import SecateurError
+    from secateur.engine.comparing_jobs import carry_out
+
     try:
         return {"result": carry_out(**asked)}  # type: ignore[arg-type]
     except SecateurError as error:

@@ -332,12 +332,17 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for number, step in enumerate(self.steps, 1):
-            if not isinstance(step, RewindStep) or not step.to:
+            if not isinstance(step, RewindStep):
                 continue
-            if step.to >= number or isinstance(self.steps[step.to - 1], MeasureStep):
+            if step.to >= number or (step.to and isinstance(self.steps[step.to - 1], MeasureStep)):
                 raise UsageError(
                     f"step {number}: rewind to {step.to} names no step before it that has a network as its result; "
                     "0 is the network that the recipe began with."
+                )
+            if any(isinstance(between, ShrinkStep) for between in self.steps[step.to : number - 1]):
+                raise UsageError(
+                    f"step {number}: units are removed between step {step.to} and this rewind, so weights of then do "
+                    "not fit. Rewind to a step after the shrink step."
                 )
 
     @classmethod

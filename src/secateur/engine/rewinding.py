@@ -31,20 +31,24 @@ def rewind(
         state: what the step before handed on.
         recipe: the whole recipe.
         data: its data.
-        places: folders of the steps up to ``step.to``.
+        places: folders of the recipe's steps.
         dense: as in :func:`secateur.engine.start.begin`.
 
     Raises:
         UsageError: as :func:`fresh` and :func:`set_back`.
         FileError: when files of the earlier step are missing or damaged.
     """
+    there: Masks | None = None
     if step.weights == "fresh":
         source, found = "a fresh network", fresh(state.model, recipe.seed)
     elif not step.to:
-        source, found = "the network at the beginning", begin(recipe, data, Listener(), dense).net
+        first = begin(recipe, data, Listener(), dense)
+        source, found, there = "the network at the beginning", first.net, first.masks
     else:
-        source, found = f"the result of step {step.to}", Artefact.open(places[-1]).build()
-    state.masks = set_back(state.net, found, state.masks, source, recipe.seed if step.masks == "shuffled" else None)
+        artefact = Artefact.open(places[step.to - 1])
+        source, found, there = f"the result of step {step.to}", artefact.build(), artefact.masks()
+    shuffle = recipe.seed if step.masks == "shuffled" else None
+    state.masks = set_back(state.net, found, state.masks, source, shuffle, there)
     return {"rewound": {"to": step.to, "weights": step.weights, "masks": step.masks}}
 
 
@@ -64,16 +68,14 @@ def fresh(model: Mapping[str, Any], seed: int) -> nn.Module:
             f"rewind: the network {use or 'of a folder'!r} is a captured graph, which has no weights to draw anew; "
             'name a network that is built, or leave `weights = "fresh"` out.'
         )
-    before = streams.global_state()
-    try:
-        streams.seed_global(seed, "rewind", "fresh")
+    with streams.seeded(seed, "rewind", "fresh"):
         return build(use, tuple(model["input_shape"]), model["outputs"], **model["options"])
-    finally:
-        streams.set_global_state(before)
 
 
 @torch.no_grad()
-def set_back(net: nn.Module, to: nn.Module, masks: Masks, source: str, shuffle: int | None = None) -> Masks:
+def set_back(
+    net: nn.Module, to: nn.Module, masks: Masks, source: str, shuffle: int | None = None, there: Masks | None = None
+) -> Masks:
     """Give a network the parameters and buffers of another one, in place, and zeros where masks prune.
 
     Args:
@@ -82,25 +84,33 @@ def set_back(net: nn.Module, to: nn.Module, masks: Masks, source: str, shuffle: 
         masks: which weights are kept.
         source: what ``to`` is, for messages.
         shuffle: seed for other places with the same count in each tensor; None keeps the masks.
+        there: masks of ``to``; None when it is dense.
 
     Returns:
         The masks that hold now.
 
     Raises:
-        UsageError: when shapes differ, as after units were removed.
+        UsageError: when tensors or shapes differ, as after units were removed, or a weight that is to be kept is pruned
+            in ``to``: it would be zero and count as kept.
     """
     own, other = unwrap(net), unwrap(to)
     state = {name: t for name, t in other.state_dict().items() if isinstance(t, Tensor)}
-    for name, tensor in own.state_dict().items():
-        if not isinstance(tensor, Tensor):
-            continue
-        if name not in state or state[name].shape != tensor.shape:
-            was = tuple(state[name].shape) if name in state else "not there"
+    mine = {name: t for name, t in own.state_dict().items() if isinstance(t, Tensor)}
+    for name in dict.fromkeys((*mine, *state)):
+        now, was = (tuple(t[name].shape) if name in t else "not there" for t in (mine, state))
+        if now != was:
             raise UsageError(
-                f"rewind: `{name}` is {tuple(tensor.shape)} now and {was} in {source}: units were removed in between. "
+                f"rewind: `{name}` is {now} now and {was} in {source}: units were removed in between. "
                 "Rewind to a step after that one."
             )
-    own.load_state_dict(other.state_dict())
     left = masks if shuffle is None else shuffled(masks, shuffle)
+    for name, mask in left.items():
+        lost = 0 if there is None or name not in there else int((mask.cpu() & ~there[name].cpu()).sum())
+        if lost:
+            raise UsageError(
+                f"rewind: {lost} weights of `{name}` that are to be kept are pruned in {source}, where they have no "
+                "value to go back to. Rewind to a step before they were pruned."
+            )
+    own.load_state_dict(other.state_dict())
     left.apply_(net)
     return left

@@ -69,6 +69,7 @@ class Runner:
     data_dir: str | None = None
     listener: Listener = field(default_factory=Listener)
     dense: str = ""
+    _places: list[Path] = field(default_factory=list, init=False)
 
     def run(self) -> Path:
         """Run what is missing.
@@ -86,9 +87,10 @@ class Runner:
         state = begin(self.recipe, data, self.listener, self.dense)
         with _alone(self.out) if distributed.rank() == 0 else contextlib.nullcontext():
             self._write_run(keys)
+            done = zip(self.recipe.steps, keys, strict=True)
+            self._places = [self.out / f"{number}-{step.do}-{key}" for number, (step, key) in enumerate(done, 1)]
             for number, (step, key) in enumerate(zip(self.recipe.steps, keys, strict=True), 1):
-                folder = self.out / f"{number}-{step.do}-{key}"
-                state = self._step(number, step, key, folder, state, data)
+                state = self._step(number, step, key, self._places[number - 1], state, data)
                 distributed.barrier()
             self._write_run(keys)
         return self.out
@@ -158,7 +160,7 @@ class Runner:
             if distributed.rank() == 0:  # a process killed right after it wrote the card had no time for this
                 (folder / STATE).unlink(missing_ok=True)
             if not isinstance(step, MeasureStep):
-                state = self._reload(folder, state)
+                state = self._reload(folder, state, step)
             self.listener.end(number, step, card, skipped=True)
             return state
         if distributed.rank() == 0:
@@ -174,7 +176,7 @@ class Runner:
             extra.setdefault("seconds", round(time.perf_counter() - began, 3))
             facts = {**about, **extra}
             distributed.first(lambda: self._save(folder, given, data, facts, number))
-            state = self._reload(folder, state)
+            state = self._reload(folder, state, step)
         self.listener.end(number, step, read_json(folder / CARD), skipped=False)
         return state
 
@@ -182,8 +184,7 @@ class Runner:
         if isinstance(step, TrainStep):
             return self._train(step, folder, state, data)
         if isinstance(step, RewindStep):
-            places = [Path(row["folder"]) for row in self.plan()[: step.to]]
-            return rewind(step, state, self.recipe, data, places, self.dense)
+            return rewind(step, state, self.recipe, data, self._places, self.dense)
         return self._shrink(step, state, data) if isinstance(step, ShrinkStep) else self._prune(step, state, data)
 
     def _length(self, step: Any, data: Dataset) -> int:
@@ -192,7 +193,7 @@ class Runner:
         batches = -(-len(data.train) // (self.recipe.data.batch * distributed.world()))
         return step.epochs * -(-batches // step.accumulate)
 
-    def _reload(self, folder: Path, state: State) -> State:
+    def _reload(self, folder: Path, state: State, step: Any) -> State:
         """The step's result as it lies on disk: what was not saved cannot be reported."""
         artefact = Artefact.open(folder)
         where, net = distributed.device(), state.net
@@ -204,7 +205,8 @@ class Runner:
         masks = artefact.masks().to(where)
         masks.check(net)
         shrunk = artefact.card.get("shrunk")
-        dense = artefact if masks.kept == masks.total and not shrunk else state.dense
+        whole = masks.kept == masks.total and not shrunk and not isinstance(step, RewindStep)
+        dense = artefact if whole else state.dense  # a network that was set back is none to compare with
         left = dict(artefact.structure.get("left_alone", {}))
         return State(net, masks, dict(artefact.structure["model"]), left, artefact, dense, shrunk)
 
@@ -243,10 +245,12 @@ class Runner:
         """Multiply-adds of a train step, where they follow from the zeros at its end."""
         if changing := moving(step.rules):
             return {"training_macs": {"uncounted": changing}}
-        few = Loader(data.test.take(torch.tensor([0])), 1, mean=data.mean, std=data.std)
-        each = forward(Task(state.net, CrossEntropy(), few), state.masks)
+        one = Loader(data.test.take(torch.tensor([0])), 1, mean=data.mean, std=data.std)
+        each = forward(Task(state.net, CrossEntropy(), one), state.masks)
+        teacher = self._teacher(step, state)
+        taught = 0 if teacher is None else forward(Task(teacher, CrossEntropy(), one)).dense
         sizes = step_sizes(len(data.train), self.recipe.data.batch * distributed.world(), step.accumulate)
-        return {"training_macs": asdict(of_run(each, sizes, step.epochs, step.rules))}
+        return {"training_macs": asdict(of_run(each, sizes, step.epochs, step.rules, taught))}
 
     def _teacher(self, step: TrainStep, state: State) -> nn.Module | None:
         if not needs_teacher(step.rules):

@@ -118,7 +118,9 @@ def moving(rules: Sequence[Rule]) -> list[str]:
     return [name_of(rule) for rule in rules if not isinstance(rule, Set | Rigl | Distill | Slimming)]
 
 
-def of_run(cost: Forward, sizes: Sequence[int], epochs: int, rules: Sequence[Rule] = ()) -> TrainingMacs:
+def of_run(
+    cost: Forward, sizes: Sequence[int], epochs: int, rules: Sequence[Rule] = (), teacher: int = 0
+) -> TrainingMacs:
     """What a run costs whose tensors keep their counts: no rule, SET or RigL, and rules that move no zeros.
 
     Args:
@@ -126,6 +128,7 @@ def of_run(cost: Forward, sizes: Sequence[int], epochs: int, rules: Sequence[Rul
         sizes: examples in each optimizer step of an epoch, see :func:`step_sizes`.
         epochs: how often they are gone through.
         rules: the run's rules.
+        teacher: MACs of the teacher's forward pass of one example, where there is one (distillation).
 
     Raises:
         UsageError: for a rule under which counts change; see :func:`of_phases`.
@@ -141,7 +144,8 @@ def of_run(cost: Forward, sizes: Sequence[int], epochs: int, rules: Sequence[Rul
     updates = sum(sizes[step % len(sizes)] for step in range(total) if any(r.due(step, total) for r in seeking))
     examples = sum(sizes) * epochs
     sparse = cost.sparse_step * (examples - updates) + cost.update_step * updates
-    return TrainingMacs(cost.dense_step * examples, sparse, examples)
+    taught = teacher * examples
+    return TrainingMacs(cost.dense_step * examples + taught, sparse + taught, examples)
 
 
 def of_phases(task: Task, phases: Iterable[tuple[Masks, int]]) -> TrainingMacs:

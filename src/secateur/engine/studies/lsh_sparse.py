@@ -161,8 +161,7 @@ def dense(
     if units < 1:
         raise UsageError(f"the dense network has {units} hidden units; it needs at least 1.")
     inputs, outputs = train.x.shape[1], train.y.shape[1]
-    with torch.random.fork_rng(devices=[]):
-        streams.seed_global(seed, "init", units)
+    with streams.seeded(seed, "init", units):
         net = nn.Sequential(nn.Linear(inputs, units), nn.ReLU(), nn.Linear(units, outputs)).to(train.x.device)
     loader = Loader(train, batch, shuffle=True, seed=seed)
     train_to(net, Way(loader, step, seed, functional.mse_loss), folder)

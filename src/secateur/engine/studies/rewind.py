@@ -326,12 +326,8 @@ def _weights_digest(model: nn.Module) -> str:
 
 def _seeded(seed: int) -> dict[str, Tensor]:
     """The global random state that a fresh training with this seed begins with; the state itself is put back."""
-    before = streams.global_state()
-    try:
-        streams.seed_global(seed, "train")
+    with streams.seeded(seed, "train"):
         return streams.global_state()
-    finally:
-        streams.set_global_state(before)
 
 
 def _shares(masks: Masks, share: float, scope: Scope, shares: Mapping[str, float]) -> dict[str, float]:

@@ -136,8 +136,7 @@ def with_head(found: Backbone, outputs: int, seed: int) -> nn.Module:
         raise ModelError(f"a head with {outputs} outputs; a task has at least 2 classes.")
     net = copy.deepcopy(found.net)
     old = _linear(net, found.head)
-    with torch.random.fork_rng(devices=[]):
-        streams.seed_global(seed, "head", outputs)
+    with streams.seeded(seed, "head", outputs):
         new = nn.Linear(old.in_features, outputs, old.bias is not None, dtype=old.weight.dtype)
     _put(net, found.head, new.to(old.weight.device))
     return net

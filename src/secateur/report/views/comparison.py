@@ -227,7 +227,7 @@ def _how(table: Mapping[str, Any]) -> Section:
     spec = asked["compare"]
     says = (
         f"{many(len(spec['seeds']), 'seed')} ({', '.join(map(str, spec['seeds']))}), {spec['epochs']} epochs each: "
-        "the same network, order of data and options of training for all methods of a seed."
+        "the same network, order of data and options of training for all methods of a seed, but for what is named here."
     )
     train, test = reference["examples"]
     held = asked["data"].get("validation", 0)

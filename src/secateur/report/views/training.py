@@ -19,12 +19,12 @@ _COLUMNS = (
 
 def section(run: RunRecord) -> Section | str:
     """A row for each train step that was counted; nothing where there is none."""
-    found = [step for step in run.of("train") if step.done and as_table(step.card.get("training_macs"))]
-    if not found:
+    found = [step for step in run.of("train") if step.done]
+    if not any(map(_macs, found)):
         return ""
     dense = sum(as_finite(_macs(step).get("dense")) or 0 for step in found)
     sparse = sum(as_finite(_macs(step).get("sparse")) or 0 for step in found)
-    open_ = [step for step in found if _macs(step).get("uncounted")]
+    open_ = [step for step in found if as_finite(_macs(step).get("dense")) is None]
     says = "The multiply-adds of training were not counted."
     if dense:
         rest = "" if not open_ else f", {_listed(open_)} not counted"
@@ -36,6 +36,7 @@ def section(run: RunRecord) -> Section | str:
         f"Step {step.number}: {', '.join(map(str, _macs(step)['uncounted']))} changes how many weights are left, so "
         "the cost does not follow from the zeros at the end; `secateur compare` counts it step by step."
         for step in open_
+        if _macs(step).get("uncounted")
     )
     return Section("Training cost", says, Table(_CAPTION, _COLUMNS, tuple(map(_row, found))), source=names(found),
                    more=more)  # fmt: skip
