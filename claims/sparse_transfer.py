@@ -116,6 +116,11 @@ CLAIM = Claim(
             lambda rows: all(mean(rows, f"time of full over linear {name}") >= 4 for name in BACKBONES),
         ),
     ),
+    analysis="Full tuning loses 3.6 points at 80 % zeros (70.4 against 66.8 %). The masks stay fixed while all "
+    "weights are tuned, and this network has few of them to begin with, where ResNet-50 at 80 % has weights to "
+    "spare. With a new head alone nothing is lost "
+    "(65.2 against 64.7 %), as in the paper, and RigL's backbone at 90 % tunes better than the magnitude-pruned "
+    "ones (66.8 against 65.3 %), which the paper does not see. Linear transfer took 7 to 11 times less time.",
     minutes=2.0,
     data=("cifar10",),
 )
