@@ -94,7 +94,7 @@ class TrainStep:
         ema: decay of an averaged copy, which becomes the result (0: none).
         amp: compute in bfloat16 where that is safe.
         channels_last: keep images in channels-last memory order (often faster for convolutions).
-        compact_state: give the optimizer state for kept weights only: the same weights, less memory, slower steps.
+        compact_state: give the optimizer state for kept weights only: the same weights, less memory.
         rules: what happens during training, such as gradual pruning.
         teacher: folder of the network that distillation imitates; the last dense one before this step by default.
         only: globs of tensors that rules may prune.

@@ -228,7 +228,8 @@ def arms(
         ("fine-tune", pruned, replace(dense, step=tune)), ("scratch-e", new, dense), ("scratch-b", new, longer),
         ("fine-tune-b", pruned, longer),
     ]  # fmt: skip
-    nets += [("original-b", initial, longer)] if initial is not None else []
+    if initial is not None:
+        nets.append(("original-b", initial, longer))
     found: dict[Name, Arm] = {}
     for name, net, way in nets:
         own = copy.deepcopy(unwrap(net))
