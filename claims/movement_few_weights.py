@@ -62,7 +62,7 @@ def _equal(row: Figures) -> bool:
 
 CLAIM = Claim(
     name="movement_few_weights",
-    title="Movement pruning beats magnitude on a new task at few weights",
+    title="Movement pruning, as a rule while fine-tuning, beats magnitude on a new task at few weights",
     paper="Sanh, Wolf & Rush, Movement Pruning: Adaptive Sparsity by Fine-Tuning, NeurIPS 2020, arXiv:2005.07683",
     states="BERT-base on SQuAD with distillation, F1 by movement and by magnitude: 84.3 and 80.1 with 10 % of the "
     "weights, 78.0 and 59.6 with 3 % (dense 88.1). Here LeNet-300-100, trained on the digits 0 to 4 and fine-pruned on "

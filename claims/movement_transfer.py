@@ -62,7 +62,7 @@ def _gain(rows: Sequence[Figures], kept: int) -> float:
 
 CLAIM = Claim(
     name="movement_transfer",
-    title="Movement beats magnitude on a new task at few weights",
+    title="Movement, as a score once a new task has begun, beats magnitude at few weights",
     paper="Sanh, Wolf & Rush, Movement Pruning: Adaptive Sparsity by Fine-Tuning, NeurIPS 2020, arXiv:2005.07683",
     states="BERT-base on SQuAD with 3 % of the weights, with distillation: F1 78.0 against 59.6 for magnitude. Here "
     "the score alone, not the gradual method: summed over 100 steps of gradient descent on 2000 images of the new "

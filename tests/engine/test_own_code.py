@@ -4,6 +4,7 @@
 
 import copy
 import importlib
+import json
 import re
 import sys
 import textwrap
@@ -136,6 +137,8 @@ def test_a_network_captured_for_the_very_size_it_meets_is_allowed(here, capsys):
     captured(path)
     sizes = [*SMALL, "-s", "data.batch=4", "-s", "data.evaluation_batch=4"]
     assert train(path, here / "out", *sizes) == 0
+    card = json.loads(next((here / "out").glob("1-train-*/card.json")).read_text())
+    assert "a batch of one example fails" in card["training_macs"]["why"]
     assert main(["measure", str(here / "out"), "-o", str(here / "measured")]) == 2
     assert "inputs (1, 1, 8, 8)" in capsys.readouterr().err
 

@@ -246,9 +246,12 @@ class Runner:
         if changing := moving(step.rules):
             return {"training_macs": {"uncounted": changing}}
         one = Loader(data.test.take(torch.tensor([0])), 1, mean=data.mean, std=data.std)
-        each = forward(Task(state.net, CrossEntropy(), one), state.masks)
         teacher = self._teacher(step, state)
-        taught = 0 if teacher is None else forward(Task(teacher, CrossEntropy(), one)).dense
+        try:
+            each = forward(Task(state.net, CrossEntropy(), one), state.masks)
+            taught = 0 if teacher is None else forward(Task(teacher, CrossEntropy(), one)).dense
+        except Exception as error:  # such as a network captured for one size of batch; it trains all the same
+            return {"training_macs": {"why": f"a batch of one example fails: {type(error).__name__}"}}
         sizes = step_sizes(len(data.train), self.recipe.data.batch * distributed.world(), step.accumulate)
         return {"training_macs": asdict(of_run(each, sizes, step.epochs, step.rules, taught))}
 

@@ -38,6 +38,7 @@ def section(run: RunRecord) -> Section | str:
         for step in open_
         if _macs(step).get("uncounted")
     )
+    more += tuple(f"Step {step.number}: {_macs(step)['why']}." for step in open_ if _macs(step).get("why"))
     return Section("Training cost", says, Table(_CAPTION, _COLUMNS, tuple(map(_row, found))), source=names(found),
                    more=more)  # fmt: skip
 
