@@ -7,7 +7,7 @@ import fcntl
 import hashlib
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ from secateur.engine.solving import solve
 from secateur.engine.sources import sources
 from secateur.engine.start import Listener, State, begin
 from secateur.engine.surgeon import Round
-from secateur.engine.training_cost import forward, moving, of_run, step_sizes
+from secateur.engine.training_cost import of_step, step_sizes
 from secateur.probes.accuracy import Accuracy
 from secateur.runtime.lower_export import quiet
 from secateur.surgery.costs import Costs
@@ -87,10 +87,10 @@ class Runner:
         state = begin(self.recipe, data, self.listener, self.dense)
         with _alone(self.out) if distributed.rank() == 0 else contextlib.nullcontext():
             self._write_run(keys)
-            done = zip(self.recipe.steps, keys, strict=True)
-            self._places = [self.out / f"{number}-{step.do}-{key}" for number, (step, key) in enumerate(done, 1)]
-            for number, (step, key) in enumerate(zip(self.recipe.steps, keys, strict=True), 1):
-                state = self._step(number, step, key, self._places[number - 1], state, data)
+            steps = list(zip(self.recipe.steps, keys, strict=True))
+            self._places = [self.out / f"{number}-{step.do}-{key}" for number, (step, key) in enumerate(steps, 1)]
+            for number, ((step, key), folder) in enumerate(zip(steps, self._places, strict=True), 1):
+                state = self._step(number, step, key, folder, state, data)
                 distributed.barrier()
             self._write_run(keys)
         return self.out
@@ -239,21 +239,11 @@ class Runner:
             state.masks = best
         facts = {"seconds": round(training.seconds(), 3), "steps": training.run.step}
         facts["optimizer_bytes"] = state_bytes(training.run.optimizer)
-        return facts | self._cost(step, state, data)
-
-    def _cost(self, step: TrainStep, state: State, data: Dataset) -> dict[str, Any]:
-        """Multiply-adds of a train step, where they follow from the zeros at its end."""
-        if changing := moving(step.rules):
-            return {"training_macs": {"uncounted": changing}}
-        one = Loader(data.test.take(torch.tensor([0])), 1, mean=data.mean, std=data.std)
-        teacher = self._teacher(step, state)
-        try:
-            each = forward(Task(state.net, CrossEntropy(), one), state.masks)
-            taught = 0 if teacher is None else forward(Task(teacher, CrossEntropy(), one)).dense
-        except Exception as error:  # such as a network captured for one size of batch; it trains all the same
-            return {"training_macs": {"why": f"a batch of one example fails: {type(error).__name__}"}}
-        sizes = step_sizes(len(data.train), self.recipe.data.batch * distributed.world(), step.accumulate)
-        return {"training_macs": asdict(of_run(each, sizes, step.epochs, step.rules, taught))}
+        one = Task(
+            state.net, CrossEntropy(), Loader(data.test.take(torch.tensor([0])), 1, mean=data.mean, std=data.std)
+        )
+        sizes = step_sizes(len(data.train), spec.batch * distributed.world(), step.accumulate)
+        return {**facts, "training_macs": of_step(step, one, state.masks, sizes, self._teacher(step, state))}
 
     def _teacher(self, step: TrainStep, state: State) -> nn.Module | None:
         if not needs_teacher(step.rules):

@@ -9,13 +9,17 @@ arithmetic: torch computes with dense tensors, so no time is saved here.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from fractions import Fraction
+from typing import Any
+
+from torch import nn
 
 from secateur.core.errors import UsageError
 from secateur.core.masks import Masks
 from secateur.core.sockets import Rule, name_of
 from secateur.core.task import Task
+from secateur.engine.recipe import TrainStep
 from secateur.probes.cost import Cost
 from secateur.rules.distill import Distill
 from secateur.rules.rigl import Rigl
@@ -146,6 +150,35 @@ def of_run(
     sparse = cost.sparse_step * (examples - updates) + cost.update_step * updates
     taught = teacher * examples
     return TrainingMacs(cost.dense_step * examples + taught, sparse + taught, examples)
+
+
+def of_step(
+    step: TrainStep, one: Task, masks: Masks, sizes: Sequence[int], teacher: nn.Module | None = None
+) -> dict[str, Any]:
+    """What a card tells of the cost of a train step, as plain values.
+
+    Args:
+        step: the step.
+        one: the trained network with a batch of one example.
+        masks: of the trained network.
+        sizes: examples in each optimizer step of an epoch, see :func:`step_sizes`.
+        teacher: of distillation.
+
+    Returns:
+        The fields of :class:`TrainingMacs`; or ``uncounted``, the rules under which counts change; or ``why``, for a
+        network that does not take one example by itself, such as one captured for one size of batch.
+
+    Cost: two forward passes of one example, and one of the teacher.
+    """
+    if changing := moving(step.rules):
+        return {"uncounted": changing}
+    try:
+        for _ in one.outputs():
+            pass
+    except Exception as error:  # somebody else's network may raise anything; it is trained all the same
+        return {"why": f"a batch of one example fails: {type(error).__name__}"}
+    taught = 0 if teacher is None else forward(Task(teacher, one.loss, one.data)).dense
+    return asdict(of_run(forward(one, masks), sizes, step.epochs, step.rules, taught))
 
 
 def of_phases(task: Task, phases: Iterable[tuple[Masks, int]]) -> TrainingMacs:
