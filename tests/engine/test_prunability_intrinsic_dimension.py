@@ -193,7 +193,10 @@ def test_a_relation_without_noise_is_found_and_one_with_noise_is_that_of_scipy()
     found = relation(dimensions, noisy)
     assert (found.slope, found.constant) == (pytest.approx(line.slope), pytest.approx(line.intercept))
     assert found.low < found.slope < found.high and (found.runs, found.level) == (6, 0.9)
-    assert relation(dimensions, noisy) == found != relation(dimensions, noisy, seed=1)
+    # The last bit of a least squares solution may depend on where the columns lie in memory.
+    again, other = relation(dimensions, noisy), relation(dimensions, noisy, seed=1)
+    assert (again.low, again.high, again.slope) == pytest.approx((found.low, found.high, found.slope), rel=1e-12)
+    assert abs(other.low - found.low) > 1e-6 and other.slope == pytest.approx(found.slope, rel=1e-12)
 
 
 def test_the_interval_has_about_the_spread_of_the_slope():
