@@ -25,6 +25,7 @@ demo: $(READY)
 	$(BIN)/secateur run recipes/digits-demo.toml -o runs/digits-demo
 
 test: $(READY)
+	scripts/chromium.sh
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python scripts/check.py
 
 # The same promises on many more cases, and runs killed at many more moments: about half an hour

@@ -9,7 +9,7 @@ from secateur import report
 from secateur.core.errors import FileError, UsageError
 from secateur.report.page import to_html
 
-TITLES = ["Verdict", "Baselines", "Probes", "Layers", "Training", "Forecast and truth", "Left alone", "Repeat"]
+TITLES = ["Verdict", "Baselines", "Layers", "Forecast and truth", "Training", "Probes", "Left alone", "Repeat"]
 
 
 def section(made, title):

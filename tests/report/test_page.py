@@ -195,7 +195,7 @@ def test_text_and_curves_have_the_contrast_that_wcag_asks_for(scheme):
         assert contrast(colours[name], colours["paper"]) >= 3, name
 
 
-def dumped(page, tmp_path):
+def dumped(page, tmp_path, *more):
     """The page as Chromium holds it after its script has run, and what the console said."""
     browser = shutil.which("chromium")
     if browser is None:
@@ -207,7 +207,8 @@ def dumped(page, tmp_path):
         "--enable-logging=stderr",
         f"--user-data-dir={tmp_path}/b",
     ]
-    done = subprocess.run([browser, *options, "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=60)
+    command = [browser, *options, *more, "--dump-dom", page.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0
     return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
 

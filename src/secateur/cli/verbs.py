@@ -144,6 +144,21 @@ def _report(p: argparse.ArgumentParser) -> None:
     p.add_argument("--json", action="store_true", help="print the report as JSON")
 
 
+def _compare_report(p: argparse.ArgumentParser) -> None:
+    p.add_argument("folders", nargs="+", metavar="RUNS",
+                   help="run folders, folders of `secateur compare`, or folders that hold such")  # fmt: skip
+    p.add_argument("-o", "--out", metavar="FILE", help="where the page goes (default: compare-report.html here)")
+    p.add_argument("--json", action="store_true", help="print the report as JSON")
+
+
+def _watch(p: argparse.ArgumentParser) -> None:
+    p.add_argument("folders", nargs="+", metavar="RUNS", help="run folders, or folders that hold some")
+    p.add_argument("--port", type=int, default=8765, metavar="N", help="the port (default 8765; 0: any free one)")
+    p.add_argument("--host", default="127.0.0.1", metavar="ADDRESS",
+                   help="the address to listen on (default 127.0.0.1: this machine alone)")  # fmt: skip
+    p.add_argument("--json", action="store_true", help="print the list of runs once as JSON, and serve nothing")
+
+
 def _methods(p: argparse.ArgumentParser) -> None:
     p.add_argument("name", nargs="?", metavar="NAME", help="show the card of one method")
     p.add_argument("--json", action="store_true", help="print as JSON")
@@ -203,6 +218,11 @@ VERBS: dict[str, Verb] = {
     "export": Verb("write a network as ONNX or .pt2; the file is read back, compared, searched for zeros and timed",
                    _export, "export", "example:\n  secateur export runs/dense-prune-params-5pct -o small.onnx"),
     "report": Verb("write report.html and report.json for a run folder", _report, "report"),
+    "compare-report": Verb("write one page for many runs: accuracy against size, MACs and time, and the Pareto front",
+                           _compare_report, "compare_report",
+                           "example:\n  secateur compare-report runs/mnist-* runs/compare-mnist -o mnist.html"),
+    "watch": Verb("follow runs on a local page while they train; reads only", _watch, "watch",
+                  "example:\n  secateur watch runs"),
     "methods": Verb("list the methods, or show the card of one", _methods, "methods"),
     "doctor": Verb("look for what is wrong with this machine or a file of weights", _doctor, "doctor"),
 }  # fmt: skip

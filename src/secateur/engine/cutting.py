@@ -24,6 +24,7 @@ from secateur.core.task import Task
 from secateur.criteria.magnitude import Magnitude
 from secateur.engine.cautions import check_passes, check_slope
 from secateur.engine.layer_records import LayerCut, rises_of
+from secateur.engine.score_records import count_scores
 from secateur.probes.cost import weight_costs
 
 _ROUNDED = 5e-4
@@ -72,6 +73,7 @@ class Plan:
         forecast: the expected change of the loss.
         costs: MACs for one weight of each tensor.
         pattern: which shapes zeros take.
+        scores: how many weights of which score stay and go, where it was asked for.
     """
 
     masks: Masks
@@ -81,6 +83,7 @@ class Plan:
     forecast: Forecast | None
     costs: Mapping[str, int]
     pattern: Pattern = field(default_factory=Unstructured)
+    scores: Mapping[str, Any] | None = None
 
     def __str__(self) -> str:
         """A table: one row a tensor, then the totals and what is left alone."""
@@ -132,6 +135,7 @@ def plan(
     skip: Sequence[str] = (),
     forecast: bool = True,
     masks: Masks | None = None,
+    record: bool = False,
 ) -> Plan:
     """Decide what to prune, without changing anything.
 
@@ -151,6 +155,7 @@ def plan(
         forecast: also forecast the rise of the loss (two more backward passes).
         masks: what an already pruned network keeps; its zeros are then never brought back, also in tensors that are
             left alone now.
+        record: also count the weights by their scores, for a report.
 
     Raises:
         SecateurError: for targets that cannot be met, NaN weights, spent data, patterns that do not fit; for a network
@@ -173,12 +178,13 @@ def plan(
     ground = Ground(scores, pattern, allocation or Global(), by_cost, masks)
     chosen, before = ground.masks(budget_of(target, ground, costs)), _pruned_before(masks, dense)
     chosen = broadcast(Masks({**before, **chosen}))
+    told = count_scores(scores, chosen, masks) if record else None
     left = {n: f"{why}; the zeros it has stay" if n in before else why for n, why in found.left_alone.items()}
     counts = {name: (int(mask.sum()), mask.numel()) for name, mask in chosen.items()}
     guess = _forecast(task, chosen) if forecast else None
     if guess is not None:
         check_slope(criterion, guess.slope, guess.curvature)
-    return Plan(chosen, counts, left, target, guess, costs, pattern)
+    return Plan(chosen, counts, left, target, guess, costs, pattern, told)
 
 
 def prune(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from secateur.core.sockets import Probe, blame, name_of
 from secateur.core.task import Batch, Task, device_of, to
 from secateur.engine.compiling import PLAN, FromFile, clock
 from secateur.engine.folder import MASKS, WEIGHTS, Artefact
+from secateur.engine.layer_times import layer_times
 from secateur.probes.accuracy import Accuracy, difference
 from secateur.probes.cost import Cost
 from secateur.probes.latency import dense_and_pruned
@@ -37,6 +38,7 @@ class Verdict:
         baselines: accuracy of the baselines, for example ``random``.
         layers: one row a tensor.
         probes: further readings of the pruned network.
+        time: milliseconds of each layer, compiled and dense in torch; see :func:`layer_times`. Empty without a plan.
     """
 
     dense: dict[str, Reading]
@@ -45,12 +47,13 @@ class Verdict:
     baselines: dict[str, Reading]
     layers: list[dict[str, Any]]
     probes: dict[str, Reading]
+    time: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         groups = ("dense", "pruned", "change", "baselines", "probes")
         table: dict[str, Any] = {g: {name: r.to_json() for name, r in getattr(self, g).items()} for g in groups}
-        return {**table, "layers": self.layers}
+        return {**table, "layers": self.layers, **({"time": self.time} if self.time else {})}
 
 
 def verdict(
@@ -89,8 +92,12 @@ def verdict(
     first |= {"latency": slow, "cost": Cost()(before, dense.masks().to(device)), "disk": _bytes(dense.folder)}
     second |= {"latency": fast, "cost": Cost()(after, masks), "disk": _bytes(pruned.folder)}
     change = {"accuracy": difference(after, before), "latency": ratio}
+    spent: dict[str, Any] = {}
     if plan is not None:
-        timed = clock(one.cpu(), two.cpu(), to(example, torch.device("cpu")), plan, torch.get_num_threads())
+        near, threads = to(example, torch.device("cpu")), torch.get_num_threads()
+        timed = clock(one.cpu(), two.cpu(), near, plan, threads)
+        if "ratio" in timed:
+            spent = layer_times(one, plan / PLAN, masks, near, threads)
         for net in (one, two):
             net.to(device)
         second["compiled"] = timed["compiled"]
@@ -107,7 +114,7 @@ def verdict(
         if "random" in baselines and masks.kept < masks.total and _alike(dense, masks)
         else {}
     )
-    return Verdict(first, second, change, random, layers(two, masks, second["cost"]), extra)
+    return Verdict(first, second, change, random, layers(two, masks, second["cost"]), extra, spent)
 
 
 def reading_of(probe: Probe, task: Task, masks: Masks) -> Reading:

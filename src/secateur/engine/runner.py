@@ -264,7 +264,7 @@ class Runner:
         rounds: tuple[Round, ...] = ()
         with heard() as cautions:
             if step.solver is None:
-                cut = carry_out(task, make_plan(task, *choices, **names), layers=True)
+                cut = carry_out(task, make_plan(task, *choices, **names, record=True), layers=True)
                 done, layers = cut.plan, list(cut.layers)
             else:
                 ways = {"inputs": step.inputs, "curvature": step.curvature, "rounds": step.rounds}
@@ -276,7 +276,7 @@ class Runner:
         return {
             "forecast": done.forecast.to_json() if done.forecast else None, "target": str(done.target),
             "layers": [layer.to_json() for layer in layers], "rounds": [r.to_json() for r in rounds],
-            "cautions": cautions, **self._recover(recovery, state, data),
+            "cautions": cautions, "scores": done.scores, **self._recover(recovery, state, data),
         }  # fmt: skip
 
     def _shrink(self, step: ShrinkStep, state: State, data: Dataset) -> dict[str, Any]:

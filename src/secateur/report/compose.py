@@ -10,27 +10,35 @@ from secateur.report.source import RunRecord, StepRecord, read_run
 from secateur.report.views import (
     baselines,
     curves,
+    damage,
     forecast,
     layer_forecast,
     layers,
     left_alone,
+    masks,
     repeat,
+    scores,
     training,
     units,
     verdict,
+    where_time,
 )
 
-# Each view gives a section, or one sentence why there is none (empty when nobody would miss it).
-VIEWS: tuple[Callable[[RunRecord], Section | str], ...] = (
+# Each view gives a section, or one sentence why there is none (empty when nobody would miss it), or several of them.
+VIEWS: tuple[Callable[[RunRecord], Section | str | tuple[Section | str, ...]], ...] = (
     verdict.section,
     baselines.section,
-    baselines.probes,
-    units.section,
     layers.section,
-    curves.section,
-    training.section,
+    units.section,
+    masks.section,
+    where_time.section,
     forecast.section,
     layer_forecast.section,
+    curves.section,
+    training.section,
+    scores.section,
+    baselines.probes,
+    damage.sections,
     left_alone.section,
     repeat.section,
 )
@@ -48,10 +56,14 @@ def build(folder: str | Path) -> Report:
     Cost: reads the JSON files only; milliseconds, or about ten seconds for a million lines of metrics.
     """
     run = read_run(Path(folder))
-    made = [view(run) for view in VIEWS]
+    made = [part for view in VIEWS for part in _parts(view(run))]
     sections = tuple(part for part in made if isinstance(part, Section))
     notes = (*run.notes, *(part for part in made if isinstance(part, str) and part))
     return Report(run.title, _about(run), sections, notes)
+
+
+def _parts(made: Section | str | tuple[Section | str, ...]) -> tuple[Section | str, ...]:
+    return made if isinstance(made, tuple) else (made,)
 
 
 def verdict_lines(folder: str | Path) -> list[str]:

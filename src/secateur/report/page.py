@@ -10,20 +10,25 @@ from html import escape
 from importlib.resources import files
 
 from secateur import __version__
-from secateur.report.sections import Cell, Column, Report, Section, Table, Tile
+from secateur.report import exhibit_html
+from secateur.report.counts import heat, histogram
+from secateur.report.sections import Cell, Chart, Column, Heat, Histogram, Report, Section, Table, Tile, Tradeoff
 from secateur.report.svg import figure
 
 LONG = 200
+EXPLORE = "explore_data.js+explore_panel.js+explore_side.js+explore.js"
 _FOOT = "The same figures are in the JSON file beside this page and inside it."
 _UNIT = re.compile(r"(\d) (?=(?:%|ms|s|[kMGTP]?B|[kMGTP]|points)\b|%)")
 
 
 def to_html(report: Report) -> str:
     """The page."""
-    style, script, title = _asset("page.css"), _asset("page.js"), escape(report.title)
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    wanted, title = _assets(report), escape(report.title)
+    style = "".join(_asset(name) for name in wanted if name.endswith(".css"))
+    scripts = [_asset(name) for name in wanted if name.endswith(".js")]
     # The policy lets nothing load and no script run but our own, so even a hostile layer name stays text.
-    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; img-src data:"
+    allowed = " ".join(map(_digest, scripts))
+    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src {allowed}; img-src data:"
     lines = [
         "<!doctype html>",
         '<html lang="en">',
@@ -38,7 +43,8 @@ def to_html(report: Report) -> str:
         f"<main>{''.join(_section(section) for section in report.sections)}{_notes(report)}</main>",
         f"<footer><p>Made by secateur {escape(__version__)}. {_FOOT}</p></footer>",
         f'<script type="application/json" id="report">{embedded(report)}</script>',
-        f"<script>{script}</script></body></html>",
+        *(f"<script>{script}</script>" for script in scripts),
+        "</body></html>",
     ]
     return "\n".join(lines) + "\n"
 
@@ -56,8 +62,31 @@ def embedded(report: Report) -> str:
     return text
 
 
+def _assets(report: Report) -> list[str]:
+    """Style sheets and scripts that the page needs, in their order."""
+    wanted = ["page.css", "page.js"]
+    if any(isinstance(chart, Heat) for section in report.sections for chart in section.chart):
+        wanted += ["heat.css", "heat.js"]
+    if any(section.gallery is not None or section.explorer is not None for section in report.sections):
+        wanted.append("explore.css")
+    if any(section.explorer is not None for section in report.sections):
+        wanted += ["vendor/d3.min.js", EXPLORE]
+    if any(isinstance(chart, Tradeoff) and chart.choice for section in report.sections for chart in section.chart):
+        wanted += ["compare.css", "choose.js"]
+    if any(section.overlay is not None for section in report.sections):
+        wanted.append("overlay.js")
+    return wanted
+
+
+def _digest(script: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
+
+
 def _asset(name: str) -> str:
-    return files("secateur.report").joinpath("assets", name).read_text(encoding="utf-8")
+    """An asset, or several joined by + as one script whose names are not seen outside."""
+    folder = files("secateur.report").joinpath("assets")
+    texts = [folder.joinpath(part).read_text(encoding="utf-8") for part in name.split("+")]
+    return texts[0] if len(texts) == 1 else '"use strict";\n{\n' + "\n".join(texts) + "}\n"
 
 
 def _contents(report: Report) -> str:
@@ -73,11 +102,20 @@ def _section(section: Section) -> str:
     parts = [f'<p class="says">{_prose(section.says)}</p>', _tiles(section.tiles), _paragraphs(section.more)]
     parts.append(_table(section.table) if section.table is not None else "")
     if section.chart:
-        parts.append(f'<div class="charts">{"".join(figure(chart) for chart in section.chart)}</div>')
+        parts.append(f'<div class="charts">{"".join(map(_figure, section.chart))}</div>')
+    parts += [exhibit_html.gallery(section.gallery)] if section.gallery is not None else []
+    parts += [exhibit_html.explorer(section.explorer)] if section.explorer is not None else []
+    parts += ['<div class="overlay"></div>'] if section.overlay is not None else []
     parts += [_copied(caption, text) for caption, text in section.texts]
     if section.source:
         parts.append(f'<p class="source">Read from {escape(", ".join(section.source))}</p>')
     return _frame(_anchor(section), section.title, "".join(parts))
+
+
+def _figure(chart: Chart) -> str:
+    if isinstance(chart, Heat):
+        return heat(chart)
+    return histogram(chart) if isinstance(chart, Histogram) else figure(chart)
 
 
 def _frame(name: str, title: str, body: str) -> str:
@@ -128,6 +166,7 @@ def _table(table: Table) -> str:
     total = f"<tfoot><tr>{_cells(table.total, table.columns)}</tr></tfoot>" if table.total else ""
     caption = f'<p class="caption">{escape(table.caption)}</p>' if table.caption else ""
     sort = " data-sortable" if table.sortable else ""
+    sort += " data-tools" if table.tools else ""
     label = escape(table.caption or "Table", quote=True)
     grid = f"<thead><tr>{heads}</tr></thead><tbody>{rows}</tbody>{total}"
     area = f'<div class="scroll" role="region" tabindex="0" aria-label="{label}">'

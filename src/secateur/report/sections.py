@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import math
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
+
+from secateur.report.densities import Overlay
+from secateur.report.exhibits import Explorer, Gallery
 
 Number = float | int
 Value = Number | str | None
@@ -30,6 +34,8 @@ class Cell:
 
 
 EMPTY = Cell(None, "–")
+FEW = 8
+"""Rows that an eye takes in without help."""
 
 
 @dataclass(frozen=True)
@@ -43,13 +49,21 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells under columns; ``total`` is a last row that sorting leaves at the foot."""
+    """Rows of cells under columns; ``total`` is a last row that sorting leaves at the foot.
+
+    A sortable table of more than a few rows gets a box to filter its rows and a button that writes them as CSV.
+    """
 
     caption: str
     columns: tuple[Column, ...]
     rows: tuple[tuple[Cell, ...], ...]
     total: tuple[Cell, ...] = ()
     sortable: bool = False
+
+    @property
+    def tools(self) -> bool:
+        """Whether there are enough rows to look among."""
+        return self.sortable and len(self.rows) > FEW
 
 
 @dataclass(frozen=True)
@@ -75,6 +89,8 @@ class Lines:
         marks: positions on the x axis where something happened, and what.
         low: lowest value of the y axis; from the points by default.
         high: highest value of it.
+        equal: whether to draw the line on which x and y are equal.
+        log: whether the y axis is logarithmic in any case; what is not above 0 then lies on its lower edge.
     """
 
     title: str
@@ -85,6 +101,8 @@ class Lines:
     marks: tuple[tuple[Number, str], ...] = ()
     low: Number | None = None
     high: Number | None = None
+    equal: bool = False
+    log: bool = False
 
 
 @dataclass(frozen=True)
@@ -129,12 +147,15 @@ class Dots:
 class Ranged:
     """A curve whose points ``(x, y, low, high)`` have intervals; without one ``low`` and ``high`` are None.
 
-    A ``control`` is drawn in grey in every chart, so that colours are left for what is compared with it.
+    A ``control`` is drawn in grey in every chart, so that colours are left for what is compared with it. ``names`` says
+    what each point is, where that is more than the curve's name; ``loose`` points have no line through them.
     """
 
     name: str
     points: tuple[tuple[Number, Number, Number | None, Number | None], ...]
     control: bool = False
+    names: tuple[str, ...] = ()
+    loose: bool = False
 
 
 @dataclass(frozen=True)
@@ -152,6 +173,9 @@ class Tradeoff:
         fine: y is in per cent, and finer towards 100: equal distances are equal ratios of what is missing from 100.
         level: name of the level.
         band: its value, and the ends of its interval.
+        amounts: whether the values of x are amounts instead of ratios.
+        front: points that no other one beats, ``(x, y, name)``, from the lowest x on.
+        choice: charts of a section with different choices take each other's place: the page shows one at a time.
     """
 
     title: str
@@ -164,9 +188,79 @@ class Tradeoff:
     fine: bool = False
     level: str = ""
     band: tuple[Number, Number, Number] | None = None
+    amounts: bool = False
+    front: tuple[tuple[Number, Number, str], ...] = ()
+    choice: str = ""
 
 
-Chart = Lines | Bars | Dots | Tradeoff
+@dataclass(frozen=True)
+class Heat:
+    """A matrix of weights as cells, each with the exact number of kept weights in it.
+
+    A cell holds ``tall`` rows and ``wide`` columns of the matrix (the last ones less), each crossing with ``depth``
+    weights: 1 in a matrix, those of a kernel in a convolution.
+
+    Args:
+        title: the tensor.
+        shape: of the tensor.
+        height: rows of the matrix.
+        width: columns of it.
+        depth: weights where a row and a column cross.
+        tall: rows of a cell.
+        wide: columns of a cell.
+        kept: kept weights in all.
+        size: bytes of a count, 1, 2, 4 or 8.
+        data: counts of kept weights, cell by cell along the rows, little-endian and unsigned, in base64.
+        profile: share of weights kept in equal parts of the rows, for where no picture can be drawn.
+        says: the same in one sentence, for those who cannot see it.
+    """
+
+    title: str
+    shape: tuple[int, ...]
+    height: int
+    width: int
+    depth: int
+    tall: int
+    wide: int
+    kept: int
+    size: int
+    data: str
+    profile: tuple[Number, ...]
+    says: str
+
+    def counts(self) -> list[int]:
+        """Kept weights of each cell, along the rows."""
+        raw = base64.b64decode(self.data)
+        return [int.from_bytes(raw[i : i + self.size], "little") for i in range(0, len(raw), self.size)]
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Kept and pruned things by the logarithm of a figure.
+
+    Args:
+        title: what it shows.
+        x: what runs along the bottom; its logarithm to base 10 is drawn.
+        edges: ends of the bins, positive and ascending, one more than there are bins; a bin holds its lower end.
+        kept: things kept in each bin.
+        pruned: things pruned in each bin.
+        says: the same in one sentence, for those who cannot see it.
+        marks: figures at which a line stands, and what it means.
+        small: one of many, drawn without labels of its bins.
+    """
+
+    title: str
+    x: str
+    edges: tuple[Number, ...]
+    kept: tuple[int, ...]
+    pruned: tuple[int, ...]
+    says: str
+    marks: tuple[tuple[Number, str], ...] = ()
+    small: bool = False
+
+
+Drawn = Lines | Bars | Dots | Tradeoff
+Chart = Drawn | Heat | Histogram
 
 
 @dataclass(frozen=True)
@@ -192,6 +286,9 @@ class Section:
         more: further sentences.
         tiles: figures to be seen first.
         texts: pieces to be copied as they are: caption and content.
+        gallery: single examples.
+        explorer: points to explore; the page alone can draw them.
+        overlay: layers of two runs beside one another; the page alone can draw them.
     """
 
     title: str
@@ -202,6 +299,9 @@ class Section:
     more: tuple[str, ...] = ()
     tiles: tuple[Tile, ...] = ()
     texts: tuple[tuple[str, str], ...] = ()
+    gallery: Gallery | None = None
+    explorer: Explorer | None = None
+    overlay: Overlay | None = None
 
 
 @dataclass(frozen=True)

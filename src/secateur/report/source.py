@@ -34,6 +34,7 @@ class StepRecord:
         metrics: the whole lines of ``metrics.jsonl``.
         verdict: ``verdict.json`` of a measure step.
         structure: ``structure.json``.
+        damage: ``damage.json`` of a measure step.
     """
 
     number: int
@@ -43,6 +44,7 @@ class StepRecord:
     metrics: tuple[Mapping[str, Any], ...] = ()
     verdict: Mapping[str, Any] = field(default_factory=dict)
     structure: Mapping[str, Any] = field(default_factory=dict)
+    damage: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def done(self) -> bool:
@@ -114,8 +116,10 @@ class RunRecord:
         return made[-1] if made else None
 
 
-def read_run(folder: Path) -> RunRecord:
+def read_run(folder: Path, metrics: bool = True) -> RunRecord:
     """Read a run folder; a step folder stands for the run it lies in, or for itself when it lies in none.
+
+    ``metrics=False`` leaves the figures of training out, which take most of the time.
 
     Raises:
         FileError: when the folder is missing or neither of a run nor of a step.
@@ -124,7 +128,7 @@ def read_run(folder: Path) -> RunRecord:
     if not folder.is_dir():
         raise FileError(_absent(folder))
     if (folder / "run.json").is_file():
-        return _run(folder)
+        return _run(folder, metrics)
     if not any((folder / name).is_file() for name in ("card.json", "metrics.jsonl", "verdict.json")):
         raise FileError(
             f"{folder} is not a run folder: it holds no run.json. "
@@ -132,11 +136,11 @@ def read_run(folder: Path) -> RunRecord:
         )
     parent = folder.resolve().parent
     if (parent / "run.json").is_file():
-        run = _run(parent)
+        run = _run(parent, metrics)
         if any(step.folder.name == folder.resolve().name for step in run.steps):
             return run
     notes: list[str] = []
-    step = _step(folder.resolve(), 1, "", notes)
+    step = _step(folder.resolve(), 1, "", notes, metrics)
     return RunRecord(
         folder,
         folder.resolve().name,
@@ -147,9 +151,9 @@ def read_run(folder: Path) -> RunRecord:
     )
 
 
-def _run(folder: Path) -> RunRecord:
+def _run(folder: Path, metrics: bool) -> RunRecord:
     notes: list[str] = []
-    table = _json(folder / "run.json", notes)
+    table = read_json(folder / "run.json", notes)
     if not isinstance(table, dict):
         raise FileError(
             f"{folder / 'run.json'} is damaged. Run the same command again to write it anew; finished steps are kept."
@@ -161,7 +165,7 @@ def _run(folder: Path) -> RunRecord:
         # A name that leads out of the run folder is not one that this library wrote.
         if number is None or not isinstance(name, str) or Path(name).name != name or not (folder / name).is_dir():
             continue
-        steps.append(_step(folder / name, number, str(row.get("do", "")), notes))
+        steps.append(_step(folder / name, number, str(row.get("do", "")), notes, metrics))
     title = table.get("title")
     recipe = _text(folder / "recipe.toml", notes)
     return RunRecord(
@@ -174,25 +178,24 @@ def _run(folder: Path) -> RunRecord:
     )
 
 
-def _step(folder: Path, number: int, do: str, notes: list[str]) -> StepRecord:
-    card = as_table(_json(folder / "card.json", notes))
+def _step(folder: Path, number: int, do: str, notes: list[str], metrics: bool) -> StepRecord:
+    card = as_table(read_json(folder / "card.json", notes))
     before = len(notes)
-    verdict = as_table(_json(folder / "verdict.json", notes))
+    verdict = as_table(read_json(folder / "verdict.json", notes))
     if card.get("do") == "measure" and len(notes) == before:
-        notes += _doubts(folder, card, verdict)
-    metrics = _metrics(folder / "metrics.jsonl", notes)
+        notes += doubts(folder, card, verdict)
+    rows = _metrics(folder / "metrics.jsonl", notes) if metrics else ()
     do = do or (card.get("do") if isinstance(card.get("do"), str) else "") or ("measure" if verdict else "train")
     if not card:
         notes.append(
             f"Step {number} ({do}) is not finished; what it has written so far is shown. "
             "Run the same command again to go on."
         )
-    return StepRecord(
-        number, str(do), folder, card, metrics, verdict, as_table(_json(folder / "structure.json", notes))
-    )
+    structure, damage = (as_table(read_json(folder / f"{name}.json", notes)) for name in ("structure", "damage"))
+    return StepRecord(number, str(do), folder, card, rows, verdict, structure, damage)
 
 
-def _doubts(folder: Path, card: Mapping[str, Any], verdict: Mapping[str, Any]) -> list[str]:
+def doubts(folder: Path, card: Mapping[str, Any], verdict: Mapping[str, Any]) -> list[str]:
     """What is wrong with the verdict of a finished measurement."""
     place, again = f"{folder.name}/verdict.json", "Delete the folder and run the same command again to measure anew."
     if not any(as_table(verdict.get(group)) for group in ("dense", "pruned", "change")):
@@ -203,7 +206,7 @@ def _doubts(folder: Path, card: Mapping[str, Any], verdict: Mapping[str, Any]) -
     return []
 
 
-def _json(path: Path, notes: list[str]) -> Any:
+def read_json(path: Path, notes: list[str]) -> Any:
     """Content of a JSON file; None with a note when it is damaged, None when it is absent."""
     try:
         return _clean(json.loads(path.read_text(encoding="utf-8")))
@@ -251,6 +254,11 @@ def _clean(entry: Any) -> Any:
     if isinstance(entry, list):
         return [_clean(value) for value in entry]
     return entry
+
+
+def cleaned(name: str) -> str:
+    """A text from a file without characters that fool a terminal or a reader's eye."""
+    return _UNSAFE.sub("\ufffd", name)
 
 
 def as_table(entry: Any) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from html import escape
 
 from secateur.report.numbers import number, shorten, tick
 from secateur.report.scale import Scale
-from secateur.report.sections import Bars, Chart, Dots, Lines, Number, Series, Tradeoff
+from secateur.report.sections import Bars, Dots, Drawn, Lines, Number, Series, Tradeoff
 
 WIDTH, HEIGHT = 480, 250
 LEFT, RIGHT, TOP, BOTTOM = 52, 22, 14, 40
@@ -23,7 +23,7 @@ DECADES = 12
 DODGE = 2.5
 
 
-def figure(chart: Chart) -> str:
+def figure(chart: Drawn) -> str:
     """A chart with its caption, its legend and a text alternative."""
     legend = ""
     if isinstance(chart, Lines):
@@ -33,7 +33,9 @@ def figure(chart: Chart) -> str:
     else:
         body = _dots(chart) if isinstance(chart, Dots) else _bars(chart)
     says = f"<p>{escape(chart.says)}</p>"
-    return f"<figure><figcaption><h3>{escape(chart.title)}</h3>{says}</figcaption>{legend}{body}</figure>"
+    choice = chart.choice if isinstance(chart, Tradeoff) else ""
+    choice = f' data-choice="{escape(choice, quote=True)}"' if choice else ""
+    return f"<figure{choice}><figcaption><h3>{escape(chart.title)}</h3>{says}</figcaption>{legend}{body}</figure>"
 
 
 def _svg(height: Number, title: str, says: str, parts: Sequence[str]) -> str:
@@ -87,10 +89,23 @@ def _lines(chart: Lines) -> str:
         low = 0.0
     across = Scale(low - (low == high) * 0.5, high + (low == high) * 0.5, LEFT, WIDTH - RIGHT)
     up = Scale.over([y for _, y in points], HEIGHT - BOTTOM, TOP, chart.low, chart.high)
+    if chart.log:
+        up = _powers([y for _, y in points if y > 0])
     parts = [*_frame(across, up, chart.x, chart.y + (", logarithmic" if up.log else "")), *_marks(chart, across)]
+    if chart.equal:
+        ends = max(across.low, up.low), min(across.high, up.high)
+        parts.append(_line(across(ends[0]), up(ends[0]), across(ends[1]), up(ends[1]), "mark"))
     for i, series in enumerate(chart.series):
         parts += _curve(series, i % STYLES, across, up)
     return _svg(HEIGHT, chart.title, chart.says, [*parts, *_hovers(chart, across)])
+
+
+def _powers(values: Sequence[Number]) -> Scale:
+    """An upward scale of powers of ten, with room for positive values and, on its lower edge, for what is not."""
+    values = values or (1.0,)
+    low, high = (round_(math.log10(v)) for round_, v in ((math.floor, min(values)), (math.ceil, max(values))))
+    high = min(max(high, low + 1, DECADES - 300), 308)
+    return Scale(10.0 ** max(low, high - DECADES) / 2, 10.0**high, HEIGHT - BOTTOM, TOP, True)
 
 
 def _frame(across: Scale, up: Scale, x: str, y: str) -> list[str]:
@@ -236,18 +251,20 @@ def _bar_scale(chart: Bars, start: Number, end: Number) -> Scale:
 
 def _tradeoff(chart: Tradeoff) -> str:
     points = [point for series in chart.series for point in series.points]
-    least, most = min(x for x, *_ in points), max(x for x, *_ in points)
+    xs = [x for x, *_ in (*points, *chart.front)]
+    least, most = min(xs), max(xs)
     across = Scale(least / 1.15, most * 1.15, LEFT, WIDTH - RIGHT, True)
     up = Upward(chart.low, chart.high, chart.fine)
-    parts = [*_level(chart, up), *_ratio_frame(across, up, chart)]
+    parts = [*_level(chart, up), *_ratio_frame(across, up, chart), *_front(chart, across, up)]
     kinds = _kinds(chart)
     for i, (series, kind) in enumerate(zip(chart.series, kinds, strict=True)):
         aside = (i - (len(kinds) - 1) / 2) * DODGE  # intervals at the same place stand beside one another
         places = [(across(x) + aside, up(y)) for x, y, *_ in series.points]
-        if len(places) > 1:
+        if len(places) > 1 and not series.loose:
             parts.append(f'<path class="curve {kind}" d="{_path(places, False)}"/>')
-        for (x, y, low, high), (at, place) in zip(series.points, places, strict=True):
-            told = f"{series.name}: {chart.y} {number(y)}, {chart.x} {number(x)}"
+        names = series.names or (series.name,) * len(places)
+        for name, (x, y, low, high), (at, place) in zip(names, series.points, places, strict=True):
+            told = f"{name}: {chart.y} {number(y)}, {chart.x} {number(x)}"
             if low is not None and high is not None:
                 ends = up(max(low, chart.low)), up(min(high, chart.high))
                 parts.append(_line(at, ends[0], at, ends[1], f"range {kind}"))
@@ -255,6 +272,18 @@ def _tradeoff(chart: Tradeoff) -> str:
                 told += f", 95 % interval {number(low)} to {number(high)}"
             parts.append(_sign(kind, at, place, told))
     return _svg(HEIGHT, chart.title, chart.says, parts)
+
+
+def _front(chart: Tradeoff, across: Scale, up: Upward) -> list[str]:
+    """A broad stair behind the points that no other one beats, and rings around them."""
+    if not chart.front:
+        return []
+    places = [(across(x), up(y)) for x, y, _ in chart.front]
+    parts = [f'<path class="front" d="{_path([*places, (across.end, places[-1][1])], True)}"/>']
+    for (x, y), (*_, name) in zip(places, chart.front, strict=True):
+        told = f"<title>on the Pareto front: {escape(name)}</title>"
+        parts.append(f'<circle class="ring" cx="{_at(x)}" cy="{_at(y)}" r="6.5">{told}</circle>')
+    return parts
 
 
 def _kinds(chart: Tradeoff) -> list[str]:
@@ -309,18 +338,18 @@ class Upward:
 def _ratio_frame(across: Scale, up: Upward, chart: Tradeoff) -> list[str]:
     """A frame whose x axis has round ratios."""
     ticks: list[Number] = []
-    for factors in ((1, 2, 5), (1, 1.5, 2, 3, 5, 7), (1, 1.2, 1.5, 2, 2.5, 3, 3.5, 4, 4.5, 5, 6, 7, 8, 9)):
-        ratios = [factor * 10.0**power for power in range(-1, 7) for factor in factors]
+    for factors in ((1,), (1, 2, 5), (1, 1.5, 2, 3, 5, 7), (1, 1.2, 1.5, 2, 2.5, 3, 3.5, 4, 4.5, 5, 6, 7, 8, 9)):
+        ratios = [factor * 10.0**power for power in range(-9, 16) for factor in factors]
         ticks = [ratio for ratio in ratios if across.low <= ratio <= across.high]
         if len(ticks) >= 4:
             break
-    foot, parts = HEIGHT - BOTTOM, []
+    foot, parts, times = HEIGHT - BOTTOM, [], "" if chart.amounts else "×"
     for value in up.ticks():
         place = up(value)
         parts += [_line(LEFT, place, WIDTH - RIGHT, place, "grid"), _text(LEFT - 6, place + 4, tick(value), "end")]
     for value in ticks:
         place = across(value)
-        parts += [_line(place, foot, place, foot + 4, "axis"), _text(place, foot + 16, f"{tick(value)}×", "mid")]
+        parts += [_line(place, foot, place, foot + 4, "axis"), _text(place, foot + 16, tick(value) + times, "mid")]
     parts.append(_line(LEFT, foot, WIDTH - RIGHT, foot, "axis"))
     parts.append(_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 5, f"{chart.x}, logarithmic", "mid"))
     turned = f"translate(11 {(foot + TOP) / 2:g}) rotate(-90)"
@@ -328,13 +357,20 @@ def _ratio_frame(across: Scale, up: Upward, chart: Tradeoff) -> list[str]:
     return [*parts, f'<text transform="{turned}" class="mid">{escape(label)}</text>']
 
 
+def _dash(kind: str) -> str:
+    return f'<line class="curve {kind}" x1="1" y1="5" x2="27" y2="5"/>'
+
+
 def _tradeoff_legend(chart: Tradeoff) -> str:
     swatches = [
-        (f'<line class="curve {kind}" x1="1" y1="5" x2="27" y2="5"/>{_sign(kind, 14, 5)}', series.name)
+        (f"{'' if series.loose else _dash(kind)}{_sign(kind, 14, 5)}", series.name)
         for series, kind in zip(chart.series, _kinds(chart), strict=True)
     ]
     if chart.band is not None:
         box = '<rect class="level" x="1" y="1" width="26" height="8"/><line class="mark" x1="1" y1="5" x2="27" y2="5"/>'
         swatches.append((box, chart.level))
+    if chart.front:
+        stair = '<line class="front" x1="1" y1="5" x2="27" y2="5"/><circle class="ring" cx="14" cy="5" r="4"/>'
+        swatches.append((stair, "Pareto front"))
     entries = (f'<li><svg viewBox="0 0 28 10" aria-hidden="true">{s}</svg>{escape(name)}</li>' for s, name in swatches)
     return f'<ul class="legend">{"".join(entries)}</ul>'

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table as Grid
 from rich.text import Text
 
+from secateur.report import count_text, exhibit_text
 from secateur.report.numbers import number, shorten
 from secateur.report.sections import Cell, Chart, Column, Lines, Number, Report, Section, Series, Table
 
@@ -38,6 +39,10 @@ def _section(section: Section, console: Console) -> None:
         console.print(_grid(section.table, console))
     for chart in section.chart:
         _chart(chart, console)
+    for line in count_text.lines(section.chart, _unicode(console)):
+        _say(console, line)
+    for line in exhibit_text.lines(section.gallery, section.explorer):
+        _item(console, line)
     for caption, text in section.texts:
         _say(console, f"\n{caption}:", "bold")
         for line in text.rstrip().split("\n"):

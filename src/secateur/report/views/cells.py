@@ -6,7 +6,7 @@ from typing import Any
 
 from secateur.core.reading import Reading
 from secateur.report.numbers import fixed, number, percent
-from secateur.report.sections import EMPTY, Cell
+from secateur.report.sections import EMPTY, Cell, Number
 from secateur.report.source import as_finite, as_reading, as_table, interval
 
 _MILLISECONDS = {"s": 1e3, "us": 1e-3, "µs": 1e-3, "ns": 1e-6}
@@ -67,3 +67,8 @@ def speed_cell(ratio: Reading | None) -> Cell:
     if ends is None:
         return Cell(ratio.value, text)
     return Cell(ratio.value, text, *ends, f"{fixed(ends[0])} to {fixed(ends[1])}")
+
+
+def milliseconds(reading: Reading | None) -> Number | None:
+    """A time in milliseconds; None when it is unknown or not finite."""
+    return None if reading is None else as_finite(reading.value * _MILLISECONDS.get(reading.unit, 1.0))

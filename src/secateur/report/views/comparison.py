@@ -80,7 +80,7 @@ def _curve(rows: Sequence[Row], runs: Sequence[Row]) -> Section | None:
     if not curves:
         return None
     band = _band(_done(rows, DENSE))
-    low, high, fine = _limits(curves, band)
+    low, high, fine = limits(curves, band)
     controls = [curve for curve in curves if curve.control]
     others = [curve for curve in curves if not curve.control]
     charts = []
@@ -103,7 +103,7 @@ def _curve(rows: Sequence[Row], runs: Sequence[Row]) -> Section | None:
     return Section("Trade-off", _best(rows, runs), chart=tuple(charts), more=tuple(more))
 
 
-def _limits(curves: Sequence[Ranged], band: tuple[Number, Number, Number] | None) -> tuple[Number, Number, bool]:
+def limits(curves: Sequence[Ranged], band: tuple[Number, Number, Number] | None) -> tuple[Number, Number, bool]:
     """Ends of the axis of accuracies; finer towards 100 where a few failures would press all the rest together."""
     ends = [end for curve in curves for point in curve.points for end in point[1:] if end is not None]
     ends = [min(100.0, max(0.0, end)) for end in (*ends, *(band or ()))]

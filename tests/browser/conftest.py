@@ -1,0 +1,79 @@
+"""Pages in Debian's Chromium, driven by Playwright; skipped with the reason where either is missing."""
+
+import os
+import pathlib
+import shutil
+
+import pytest
+
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+PATIENCE = 120_000  # milliseconds: an upper limit for a busy machine, not a wait
+LOCAL = ("file://", "data:", "blob:", "http://127.0.0.1:")
+
+
+def pytest_collection_modifyitems(items):
+    here = pathlib.Path(__file__).parent
+    for item in items:
+        if here in item.path.parents:
+            item.add_marker(pytest.mark.browser)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """One browser for the tests of a file."""
+    reason = "playwright is not installed: pip install 'secateur[dev]'"
+    driver = pytest.importorskip("playwright.sync_api", reason=reason)
+    program = next((found for name in NAMES if (found := shutil.which(name))), None)
+    if program is None:
+        pytest.skip("no Chromium on PATH: scripts/chromium.sh installs Debian's")
+    driver.expect.set_options(timeout=PATIENCE)
+    with driver.sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def visit(browser):
+    """Opens a page; the test fails when the page reports an error or asks for anything from elsewhere."""
+    contexts, faults = [], []
+
+    def heard(message):
+        if message.type == "error":
+            faults.append(f"console: {message.text} ({message.location.get('url')})")
+
+    def asked(request):
+        if not request.url.startswith(LOCAL):
+            faults.append(f"request: {request.url}")
+
+    def open_page(address, **options):
+        context = browser.new_context(**{"viewport": {"width": 1200, "height": 900}, **options})
+        context.set_default_timeout(PATIENCE)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", heard)
+        page.on("pageerror", lambda error: faults.append(f"error: {error}"))
+        page.on("request", asked)
+        page.goto(address.as_uri() if isinstance(address, pathlib.Path) else address)
+        return page
+
+    open_page.faults = faults
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert faults == []
+
+
+@pytest.fixture
+def shot(tmp_path):
+    """Keeps a picture of a page, in $SECATEUR_SHOTS or the test's own folder."""
+    folder = pathlib.Path(os.environ.get("SECATEUR_SHOTS") or tmp_path)
+
+    def keep(page, name, **options):
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{name}.png"
+        page.screenshot(path=path, **{"full_page": True, **options})
+        assert path.stat().st_size > 5000
+        return path
+
+    return keep
