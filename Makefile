@@ -7,12 +7,12 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test test-long lint bench bench-runtime docs clean
+.PHONY: demo test test-long lint bench bench-runtime docs pictures clean
 .DEFAULT_GOAL := help
 
 help:
 	@sed -n '2,3p' Makefile | cut -c5-
-	@echo "make test-long, lint, bench, docs, clean: the long tests, style only, benchmarks, docs/methods.md, start afresh"
+	@echo "make test-long, lint, bench, docs, pictures, clean: the long tests, style only, benchmarks, pages, start afresh"
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -52,6 +52,11 @@ lint: $(READY)
 docs: $(READY)
 	$(BIN)/python scripts/methods_page.py
 	$(BIN)/python scripts/claims_page.py
+
+# The pictures of docs/report.md and the README, made by the test that opens the page; needs MNIST
+pictures: $(READY)
+	scripts/chromium.sh
+	SECATEUR_SHOTS=docs/images $(BIN)/python -m pytest tests/browser/test_real_run.py -k documentation
 
 clean:
 	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .ruff_cache

@@ -1,10 +1,12 @@
 """Pages in Debian's Chromium, driven by Playwright; skipped with the reason where either is missing."""
 
+import json
 import os
 import pathlib
 import shutil
 
 import pytest
+from tests.browser.real_kit import real_run
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 PATIENCE = 120_000  # milliseconds: an upper limit for a busy machine, not a wait
@@ -66,14 +68,28 @@ def visit(browser):
 
 @pytest.fixture
 def shot(tmp_path):
-    """Keeps a picture of a page, in $SECATEUR_SHOTS or the test's own folder."""
+    """Keeps a picture of a page or a part of one, in $SECATEUR_SHOTS or the test's own folder."""
     folder = pathlib.Path(os.environ.get("SECATEUR_SHOTS") or tmp_path)
 
     def keep(page, name, **options):
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{name}.png"
-        page.screenshot(path=path, **{"full_page": True, **options})
+        whole = {"full_page": True} if hasattr(page, "goto") else {}  # else a part of a page
+        page.screenshot(path=path, **{**whole, **options})
         assert path.stat().st_size > 5000
         return path
 
     return keep
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory):
+    """The folder of a real run; one for all workers."""
+    base = tmp_path_factory.getbasetemp()
+    return real_run(base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base)
+
+
+@pytest.fixture(scope="session")
+def table(run):
+    """The figures of its report."""
+    return json.loads((run / "report.json").read_text(encoding="utf-8"))

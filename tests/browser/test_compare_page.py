@@ -35,6 +35,14 @@ def test_one_choice_shows_one_axis_in_every_section(visit, shot, many):
     shot(page, "compare-light")
 
 
+def test_every_section_has_its_picture(visit, shot, many):
+    page = visit(many[0])
+    parts = page.locator("main > section")
+    assert parts.locator("h2").all_inner_texts() == [part["title"] for part in many[1]["sections"]]
+    for place in range(parts.count()):
+        shot(parts.nth(place), f"compare-{place:02d}-{parts.nth(place).get_attribute('id')}")
+
+
 def test_the_pareto_front_is_ringed_with_its_names(visit, many):
     page = visit(many[0])
     chart = section(many[1], "resnet20 on cifar10")["chart"][0]

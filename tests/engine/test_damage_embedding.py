@@ -12,7 +12,11 @@ from secateur.engine.damage import embedding
 from secateur.engine.damage.embedding import pca, tsne
 from secateur.engine.damage.geometry import of_outputs
 from secateur.engine.damage.outputs import outputs
-from secateur.engine.damage.samples import choose, flipped, planes, tensors
+from secateur.engine.damage.samples import axes, choose, flipped, planes, tensors
+
+
+def placed(found, chosen, skip):
+    return planes(found, axes(found, skip), chosen, 0, skip)
 
 
 @pytest.mark.parametrize("n, p", [(40, 6), (7, 30), (3, 2), (2, 5)])
@@ -137,7 +141,7 @@ def test_planes_of_each_network():
     found = [outputs(one, split, name=name) for name, one in (("dense", net), ("thin", pruned(net)), ("small", other))]
     found.append(outputs(Fixed(), Split(split.x[:, :3], split.y), name="none"))
     chosen, heard = torch.arange(0, 30, 2), []
-    made, table = planes(found, chosen, 0, lambda *words: heard.append(words))
+    made, table = placed(found, chosen, lambda *words: heard.append(words))
     axes = pca(found[0].features.x)
     for v in (0, 1):
         torch.testing.assert_close(made["pca"][v], axes(found[v].features.x[chosen]).float())
@@ -154,7 +158,7 @@ def test_planes_of_each_network():
 def test_without_scikit_learn_there_are_components_and_a_reason(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.manifold", None)
     heard = []
-    made, table = planes([outputs(mlp(), features(30))], torch.arange(30), 0, lambda *words: heard.append(words))
+    made, table = placed([outputs(mlp(), features(30))], torch.arange(30), lambda *words: heard.append(words))
     assert set(made) == {"pca", "pca_own"} and "perplexity" not in table
     assert heard[0][0] == "tsne of network" and "pip install" in heard[0][1]
     with pytest.raises(UsageError):
@@ -165,6 +169,6 @@ def test_more_examples_than_tsne_takes_are_thinned(monkeypatch):
     from secateur.engine.damage import samples
 
     monkeypatch.setattr(samples, "TSNE", 10)
-    made, _ = planes([outputs(mlp(), features(28))], torch.arange(28), 0, lambda *words: None)
-    placed = made["tsne"][0].isfinite().all(1)
-    assert placed.nonzero().flatten().tolist() == list(range(0, 28, 3))
+    made, _ = placed([outputs(mlp(), features(28))], torch.arange(28), lambda *words: None)
+    there = made["tsne"][0].isfinite().all(1)
+    assert there.nonzero().flatten().tolist() == list(range(0, 28, 3))

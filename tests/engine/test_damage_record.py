@@ -12,6 +12,8 @@ from secateur.cli.main import main
 from secateur.core.errors import DataError, FileError, UsageError
 from secateur.data import Dataset, Split
 from secateur.engine.damage import DAMAGE, SAMPLES, damage, read_damage
+from secateur.engine.damage.corruptions import TABLE, corrupt
+from secateur.engine.damage.embedding import pca
 from secateur.engine.damage.record import plain
 from secateur.engine.folder import Artefact
 
@@ -72,6 +74,34 @@ def test_samples_agree_with_the_figures(report):
     assert torch.equal(samples["margin"] < 0, wrong)
     assert samples["images"].shape == (12, 8, 8, 3) and samples["pca"].shape == (3, 12, 2)
     assert torch.equal(samples["pca"][0], samples["pca_own"][0])
+
+
+def test_corrupted_copies_are_what_the_networks_make_of_corrupted_samples(report):
+    net, data, samples, about = conv().eval(), images(40), report.samples, report.table["samples"]
+    assert about["kinds"] == list(TABLE) and (about["severity"], about["copies"]) == (3, 12)
+    assert torch.equal(samples["copies.kind"], torch.arange(5).repeat_interleave(12))
+    assert torch.equal(samples["copies.targets"], samples["targets"].repeat(5))
+    clean = data.test.x[samples["index"]].float() / 255
+    for kind, name in enumerate(TABLE):
+        rows = samples["copies.kind"] == kind
+        assert torch.equal(samples["copies.index"][rows], samples["index"])
+        spoilt = corrupt(clean, name, 3)
+        shown = samples["copies.images"][rows].permute(0, 3, 1, 2)
+        torch.testing.assert_close(shown / 255, spoilt, rtol=0, atol=0.51 / 255)
+        with torch.no_grad():
+            logits = net((spoilt - 0.4) / 0.3)
+        assert torch.equal(samples["copies.predictions"][0, rows], logits.argmax(1))
+        torch.testing.assert_close(samples["copies.confidence"][0, rows], logits.softmax(1).amax(1))
+    axes = pca(net[:5]((data.test.x.float() / 255 - 0.4) / 0.3).detach())
+    wanted = axes(net[:5]((spoilt - 0.4) / 0.3).detach())
+    torch.testing.assert_close(samples["copies.pca"][0, rows], wanted.float(), rtol=1e-4, atol=1e-4)
+    wrong = samples["copies.predictions"] != samples["copies.targets"]
+    assert torch.equal(samples["copies.margin"] < 0, wrong)
+
+
+def test_data_that_are_no_images_have_no_copies():
+    found = damage(mlp(), pruned(mlp()), features(20), examples=5)
+    assert not any(name.startswith("copies") for name in found.samples) and "kinds" not in found.table["samples"]
 
 
 def test_the_same_seed_gives_the_same_report(report):

@@ -106,6 +106,10 @@ def verdict_table(layers):
         "baselines": {"random": reading(10.42, "%", 9.8, 11.03, 10000)},
         "layers": layers,
         "probes": {"hessian_trace": reading(1843.2, "", 1700.0, 1990.0, 30, note="Hutchinson's estimate")},
+        "flatness": {
+            "dense": {"noise 0.1": reading(0.012, "", 0.011, 0.013, 20, {"size": 0.1})},
+            "pruned": {"noise 0.1": reading(0.034, "", 0.03, 0.038, 20, {"size": 0.1})},
+        },
     }
 
 

@@ -63,7 +63,7 @@ def test_flips_are_exact_integers_and_add_up(damaged):
     assert pairs == [(pair["label_name"], pair["answer_name"], pair["count"]) for pair in flips["pairs"]]
 
 
-def test_the_most_hurt_class_is_named_only_when_its_interval_excludes_zero(damaged):
+def test_the_most_hurt_class_is_said_to_be_so_only_when_its_interval_excludes_zero(damaged):
     run, table = damaged
     row = table["changes"]["pruned"]["classes"][1]
 
@@ -76,7 +76,12 @@ def test_the_most_hurt_class_is_named_only_when_its_interval_excludes_zero(damag
 
     says = hurt("Class kind 1 is hurt most.")
     assert f"Class kind 1 is hurt most: of {row['count']} the dense network has {row['right_before']} right" in says
-    assert "hurt most" not in hurt("")
+    rows = table["changes"]["pruned"]["classes"]
+    worst = min(rows, key=lambda row: row["change"]["value"])
+    assert worst["change"]["value"] < 0 < worst["change"]["high"]
+    says = hurt("")
+    assert f"Class {worst['name']} loses most, −{abs(worst['change']['value']):.2f} points" in says
+    assert "hurt most" not in says and "chance alone could explain that" in says
 
 
 def test_calibration_has_the_figures_and_the_bins_of_the_file(damaged):

@@ -107,7 +107,7 @@ def test_the_file_is_read_as_the_masks_wrote_it_and_patterns_are_seen(tmp_path):
         bits = found[name].rows(0, found[name].height)
         assert torch.equal(torch.from_numpy(bits.copy()).bool().reshape(mask.shape), mask)
     assert {name: mask.pattern() for name, mask in found.items()} == {
-        "nm": "2:4", "block": "4 × 1 blocks", "unit": "rows", "single": "single", "dense": "dense",
+        "nm": "2:4", "block": "4 × 1 blocks", "unit": "rows", "single": "unstructured", "dense": "dense",
         "empty": "empty", "columns": "columns", "kernels": "kernels",
     }  # fmt: skip
 

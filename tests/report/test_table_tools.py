@@ -9,6 +9,7 @@ import subprocess
 import pytest
 
 from secateur import report
+from secateur.report.sections import Cell, Column, Table
 
 SCRIPT = """
 const saved = [];
@@ -85,6 +86,11 @@ def test_rows_are_filtered_by_words_and_figures_and_written_as_csv(make_run, lay
     assert found["tables"] == 1
 
 
-def test_short_tables_have_no_tools(make_run, layers):
-    assert "data-sortable data-tools aria-label" in report.write(make_run("long", layers=layers[:9])).read_text()
-    assert "data-sortable data-tools aria-label" not in report.write(make_run("short", layers=layers[:8])).read_text()
+def test_short_tables_have_no_tools_unless_they_are_worth_saving(make_run, layers):
+    columns = (Column("Name"), Column("Figure", True))
+    rows = tuple((Cell(str(i), str(i)), Cell(i, str(i))) for i in range(9))
+    tools = [Table("", columns, rows[:n], sortable=True).tools for n in (0, 8, 9)]
+    assert tools == [False, False, True] and not Table("", columns, rows).tools
+    assert Table("", columns, rows[:1], sortable=True, saved=True).tools
+    page = report.write(make_run("short", layers=layers[:2])).read_text()
+    assert page.count("data-sortable data-tools aria-label") == 1

@@ -13,4 +13,6 @@ def run(request: argparse.Namespace) -> int:
         step["probes"] = list(request.probe)
     if request.damage:
         step["damage"] = True
+    if request.flatness:
+        step["flatness"] = True
     return execute(request, table_of(request, [step]), Path(request.out or default_out(request.start, "measure")))

@@ -23,6 +23,7 @@ from secateur.engine.folder import MASKS, WEIGHTS, Artefact
 from secateur.engine.layer_times import layer_times
 from secateur.probes.accuracy import Accuracy, difference
 from secateur.probes.cost import Cost
+from secateur.probes.flatness import Flatness
 from secateur.probes.latency import dense_and_pruned
 from secateur.runtime import Session
 
@@ -39,6 +40,7 @@ class Verdict:
         layers: one row a tensor.
         probes: further readings of the pruned network.
         time: milliseconds of each layer, compiled and dense in torch; see :func:`layer_times`. Empty without a plan.
+        flatness: readings of :func:`flatness` for ``dense`` and ``pruned``. Empty where it is not asked for.
     """
 
     dense: dict[str, Reading]
@@ -48,12 +50,15 @@ class Verdict:
     layers: list[dict[str, Any]]
     probes: dict[str, Reading]
     time: dict[str, Any] = field(default_factory=dict)
+    flatness: dict[str, dict[str, Reading]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         groups = ("dense", "pruned", "change", "baselines", "probes")
         table: dict[str, Any] = {g: {name: r.to_json() for name, r in getattr(self, g).items()} for g in groups}
-        return {**table, "layers": self.layers, **({"time": self.time} if self.time else {})}
+        flat = {side: {name: r.to_json() for name, r in found.items()} for side, found in self.flatness.items()}
+        more = {"time": self.time, "flatness": flat}
+        return {**table, "layers": self.layers, **{name: entry for name, entry in more.items() if entry}}
 
 
 def verdict(
@@ -115,6 +120,30 @@ def verdict(
         else {}
     )
     return Verdict(first, second, change, random, layers(two, masks, second["cost"]), extra, spent)
+
+
+def flatness(
+    dense: Artefact, pruned: Artefact, sample: Iterable[Batch], *, device: torch.device, seed: int = 0
+) -> dict[str, dict[str, Reading]]:
+    """Curvature and flatness of both networks, each restricted to its own kept weights.
+
+    Args:
+        dense: the dense network.
+        pruned: the pruned one.
+        sample: batches of training data, the same every time they are read.
+        device: where to compute.
+        seed: of all draws, which are the same for both networks where their tensors are of the same shape.
+
+    Raises:
+        DataError: when a network's loss changes from pass to pass.
+
+    Cost: that of :class:`~secateur.probes.flatness.Flatness`, for each network.
+    """
+    probe, found = Flatness(seed=seed), {}
+    for side, artefact in (("dense", dense), ("pruned", pruned)):
+        task = Task(artefact.build().to(device), CrossEntropy(), sample)
+        found[side] = probe.measure(task, artefact.masks().to(device))
+    return found
 
 
 def reading_of(probe: Probe, task: Task, masks: Masks) -> Reading:

@@ -33,7 +33,7 @@ from secateur.engine.cutting import prune as carry_out
 from secateur.engine.damage import damage
 from secateur.engine.folder import CARD, REWRITTEN, STRUCTURE, WEIGHTS, Artefact, load_state, origin, save, structure_of
 from secateur.engine.loop import Training, needs_teacher
-from secateur.engine.measure import verdict
+from secateur.engine.measure import flatness, verdict
 from secateur.engine.optimize import state_bytes
 from secateur.engine.rebuilding import resize
 from secateur.engine.recipe import MeasureStep, PruneStep, Recipe, RewindStep, ShrinkStep, TrainStep
@@ -47,6 +47,7 @@ from secateur.engine.start import Listener, State, begin
 from secateur.engine.surgeon import Round
 from secateur.engine.training_cost import of_step, step_sizes
 from secateur.probes.accuracy import Accuracy
+from secateur.probes.flatness import Flatness
 from secateur.runtime.lower_export import quiet
 from secateur.surgery.costs import Costs
 from secateur.surgery.tracing import trace
@@ -343,11 +344,16 @@ class Runner:
             dense, pruned, tests, device=distributed.device(), probes=step.probes, baselines=step.baselines,
             seed=self.recipe.seed, plan=folder,
         )  # fmt: skip
+        if step.flatness:
+            sample = self.sample(data, Flatness.examples, state.net).data
+            flat = flatness(dense, pruned, sample, device=distributed.device(), seed=self.recipe.seed)
+            made = replace(made, flatness=flat)
         write_json(folder / "verdict.json", made.to_json())
         files = {name: file_digest(folder / name) for name in ("verdict.json", PLAN) if (folder / name).is_file()}
         if step.damage:
             one, two = (artefact.build().to(distributed.device()) for artefact in (dense, pruned))
-            report = damage(one, two, data, seed=self.recipe.seed, batch=self.recipe.data.evaluation_batch)
+            seed, batch = self.recipe.seed, self.recipe.data.evaluation_batch
+            report = damage(one, two, data, examples=step.samples, seed=seed, batch=batch)
             files |= report.write(folder)
         card = {
             "format": "secateur.card/1",

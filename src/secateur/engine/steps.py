@@ -255,9 +255,17 @@ class MeasureStep:
         probes: what to measure.
         baselines: ``"random"`` adds a one-shot random pruning of the dense network at the same counts.
         damage: per-class changes, flipped examples, calibration, corruptions and features, for the report.
+        flatness: curvature of the loss and its rise under noise, of both networks on a sample of the training data.
+        samples: single test examples that are kept to look at, with damage.
     """
 
     do: ClassVar[str] = "measure"
     probes: tuple[Probe, ...] = ()
     baselines: tuple[Literal["random"], ...] = ("random",)
     damage: bool = False
+    flatness: bool = False
+    samples: int = 2000
+
+    def __post_init__(self) -> None:
+        if self.samples < 1:
+            raise UsageError(f"measure: samples is {self.samples}; it must be at least 1.")

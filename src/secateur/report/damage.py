@@ -19,7 +19,9 @@ from secateur.report.source import RunRecord, StepRecord, as_table, as_whole
 FORMAT, SAMPLES = "secateur.damage/1", "samples.safetensors"
 METRICS = {"angle": "radians", "length": "", "margin": ""}
 VIEWS = ("pca", "pca_own", "tsne")
-_NUMBERS = ("index", "position", "targets", "predictions")
+_NUMBERS = ("index", "position", "targets", "predictions", "kind")
+COPIES = "copies."
+"""How the columns of corrupted copies begin."""
 NAME = 60
 """Characters of a name that a sentence has room for."""
 MOST = 1 << 20
@@ -28,26 +30,31 @@ MOST = 1 << 20
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """The sample set.
+    """The sample set, corrupted copies behind the clean samples.
 
     Args:
         path: the file.
-        count: number of samples n.
+        count: number of samples and copies n.
+        clean: number of samples that are no copies; they come first.
         arrays: whole numbers as int64, the others as float32, by name: ``index``, ``targets`` ``(n,)``;
             ``predictions``, ``confidence`` and metrics ``(v, n)``; places ``(v, n, 2)``.
         size: height, width and channels of the pictures; None where there are none.
+        kinds: what ``kind`` ``(n,)`` stands for, ``clean`` first; empty without copies.
     """
 
     path: Path
     count: int
+    clean: int
     arrays: Mapping[str, NDArray[Any]]
-    size: tuple[int, int, int] | None
+    size: tuple[int, ...] | None
+    kinds: tuple[str, ...] = ()
 
     def pictures(self, rows: NDArray[np.int64], side: int) -> NDArray[np.uint8]:
         """Pictures of some samples ``(k, H, W, C)``, made smaller until no side is longer than ``side``."""
         with safe_open(self.path, framework="numpy") as file:
-            stored = file.get_slice("images")
-            return np.concatenate([shrink(stored[int(row) : int(row) + 1], side) for row in rows])
+            stored = [file.get_slice(name) for name in ("images", "copies.images")[: 1 + (self.clean < self.count)]]
+            split = [(0, row) if row < self.clean else (1, row - self.clean) for row in map(int, rows)]
+            return np.concatenate([shrink(stored[part][row : row + 1], side) for part, row in split])
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,7 +140,7 @@ def _samples(step: StepRecord, networks: int, about: Mapping[str, Any], notes: l
         if about.get("digest") != _sum(path):
             notes.append(f"{place} is not the file that damage.json was written with, and is left out.")
             return None
-        made = _read(path, networks)
+        made = _read(path, networks, about)
     except FileNotFoundError:
         notes.append(f"{place} is missing, so single examples and features cannot be shown.")
         return None
@@ -145,26 +152,66 @@ def _samples(step: StepRecord, networks: int, about: Mapping[str, Any], notes: l
     return made
 
 
-def _read(path: Path, networks: int) -> Samples | None:
+def _read(path: Path, networks: int, about: Mapping[str, Any]) -> Samples | None:
     """The arrays that have the shapes they should; None without labels and answers."""
     with safe_open(path, framework="numpy") as file:
-        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-        n = shapes.get("targets", (0,))[0] if len(shapes.get("targets", ())) == 1 else 0
-        wanted = {name: (n,) for name in ("index", "position", "targets")}
-        wanted |= {name: (networks, n) for name in ("predictions", "confidence", *METRICS)}
-        wanted |= {name: (networks, n, 2) for name in VIEWS}
-        good = [name for name, shape in wanted.items() if shapes.get(name) == shape]
-        if not 0 < n <= MOST or not {"index", "targets", "predictions"} <= set(good):
+        arrays, size = _columns(file, networks, "")
+        if arrays is None:
             return None
-        arrays = {
-            name: file.get_tensor(name).astype(np.int64 if name in _NUMBERS else np.float32, copy=False)
-            for name in good
-        }
-        size = shapes.get("images", ())
-        pictured = len(size) == 4 and size[0] == n and size[3] in (1, 3) and min(size) > 0
-        if not pictured or file.get_slice("images").get_dtype() != "U8":
-            return Samples(path, n, arrays, None)
-        return Samples(path, n, arrays, (size[1], size[2], size[3]))
+        n = len(arrays["targets"])
+        copies, size_again = _columns(file, networks, COPIES)
+        kinds = ("clean", *_kinds(about))
+        if copies is None or size != size_again or not _in_order(copies.get("kind"), len(kinds) - 1):
+            return Samples(path, n, n, arrays, size)
+        m = len(copies["targets"])
+        copies["kind"], arrays["kind"] = copies["kind"] + 1, np.zeros(n, np.int64)
+        joined = {name: _joined(array, copies.get(name), m) for name, array in arrays.items()}
+        return Samples(path, n + m, n, joined, size, kinds)
+
+
+def _columns(file: Any, networks: int, prefix: str) -> tuple[dict[str, NDArray[Any]] | None, tuple[int, ...] | None]:
+    """The arrays whose names begin so, and the size of the pictures."""
+    shapes = {
+        name.removeprefix(prefix): tuple(file.get_slice(name).get_shape())
+        for name in file.keys()  # noqa: SIM118
+        if name.startswith(prefix)
+    }
+    n = shapes.get("targets", (0,))[0] if len(shapes.get("targets", ())) == 1 else 0
+    wanted = {name: (n,) for name in ("index", "position", "targets", "kind")}
+    wanted |= {name: (networks, n) for name in ("predictions", "confidence", *METRICS)}
+    wanted |= {name: (networks, n, 2) for name in VIEWS}
+    good = [name for name, shape in wanted.items() if shapes.get(name) == shape]
+    if not 0 < n <= MOST or not {"index", "targets", "predictions"} <= set(good):
+        return None, None
+    arrays = {
+        name: file.get_tensor(prefix + name).astype(np.int64 if name in _NUMBERS else np.float32, copy=False)
+        for name in good
+    }
+    size = shapes.get("images", ())
+    pictured = len(size) == 4 and size[0] == n and size[3] in (1, 3) and min(size) > 0
+    if not pictured or file.get_slice(f"{prefix}images").get_dtype() != "U8":
+        return arrays, None
+    return arrays, (size[1], size[2], size[3])
+
+
+def _kinds(about: Mapping[str, Any]) -> list[str]:
+    """What the copies show, with its severity."""
+    severity = as_whole(about.get("severity"))
+    end = f", severity {severity}" if severity is not None else ""
+    return [f"{shorten(name, NAME)}{end}" for name in _names(about.get("kinds"))]
+
+
+def _in_order(kind: NDArray[np.int64] | None, kinds: int) -> bool:
+    return kind is not None and bool((np.diff(kind) >= 0).all()) and 0 <= int(kind[0]) and int(kind[-1]) < kinds
+
+
+def _joined(array: NDArray[Any], more: NDArray[Any] | None, count: int) -> NDArray[Any]:
+    """An array with the rows of the copies behind it, NaN (of whole numbers 0) where they have none."""
+    axis = 0 if array.ndim == 1 else 1
+    if more is None:
+        shape = (*array.shape[:axis], count, *array.shape[axis + 1 :])
+        more = np.full(shape, np.nan if array.dtype.kind == "f" else 0, array.dtype)
+    return np.concatenate([array, more], axis)
 
 
 def whole(entry: Any) -> int:

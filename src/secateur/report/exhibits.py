@@ -117,11 +117,13 @@ class Explorer:
         count: number of samples n.
         views: arrangements in the plane, the first to be shown first.
         arrays: ``index``, ``targets`` ``(n,)``; ``predictions`` ``(v, n)``; metrics ``(v, n)``; of each view
-            ``(v, n, 2)``; ``place`` ``(n,)``: number of the sample's picture in the sheet, -1 for none.
+            ``(v, n, 2)``; ``place`` ``(n,)``: number of the sample's picture in the sheet, -1 for none; with kinds,
+            ``kind`` ``(n,)``.
         metrics: names of the arrays that are metrics, with their units.
         says: the same in one sentence, for those who cannot see it.
         sheet: the pictures.
         more: further sentences, such as what is not there.
+        kinds: what was done to the samples, by ``kind``; the first is nothing. Empty where they are all of one kind.
     """
 
     networks: tuple[str, ...]
@@ -133,3 +135,4 @@ class Explorer:
     says: str
     sheet: Sheet | None = None
     more: tuple[str, ...] = ()
+    kinds: tuple[str, ...] = ()

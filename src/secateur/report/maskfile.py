@@ -112,7 +112,7 @@ class TensorMask:
         kept = int(bits.sum(dtype=np.int64))
         if kept in (0, self.total):
             return "dense" if kept else "empty"
-        return next((name for name in _NAMES if _fits(bits[:_FIRST], name) and _fits(bits, name)), "single")
+        return next((name for name in _NAMES if _fits(bits[:_FIRST], name) and _fits(bits, name)), "unstructured")
 
 
 def _fits(bits: np.ndarray, name: str) -> bool:

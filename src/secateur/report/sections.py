@@ -51,7 +51,8 @@ class Column:
 class Table:
     """Rows of cells under columns; ``total`` is a last row that sorting leaves at the foot.
 
-    A sortable table of more than a few rows gets a box to filter its rows and a button that writes them as CSV.
+    A sortable table of more than a few rows, or one that asks for it, gets a box to filter its rows and a button that
+    writes them as CSV.
     """
 
     caption: str
@@ -59,11 +60,12 @@ class Table:
     rows: tuple[tuple[Cell, ...], ...]
     total: tuple[Cell, ...] = ()
     sortable: bool = False
+    saved: bool = False
 
     @property
     def tools(self) -> bool:
-        """Whether there are enough rows to look among."""
-        return self.sortable and len(self.rows) > FEW
+        """Whether there are enough rows to look among, or some that are worth saving."""
+        return self.sortable and (self.saved or len(self.rows) > FEW)
 
 
 @dataclass(frozen=True)

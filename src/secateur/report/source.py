@@ -14,6 +14,7 @@ from typing import Any
 
 from secateur.core.errors import FileError, nearest
 from secateur.core.reading import Reading
+from secateur.report.numbers import many
 from secateur.report.sections import Number
 
 # Control, bidirectional and lone surrogate characters: in a name they can fool a terminal or a reader's eye.
@@ -228,15 +229,19 @@ def _text(path: Path, notes: list[str]) -> str:
 
 
 def _metrics(path: Path, notes: list[str]) -> tuple[Mapping[str, Any], ...]:
-    """The whole lines; a half-written one is ignored."""
-    rows = []
+    """The whole lines; of others, such as a half-written one, a note tells."""
+    rows, spoilt = [], 0
     for line in _text(path, notes).split("\n"):
         try:
             row = json.loads(line) if line.strip() else None
         except (ValueError, RecursionError):
+            spoilt += 1
             continue
         if isinstance(row, dict):
             rows.append({_name(key): value for key, value in row.items()})
+    if spoilt:
+        what = f"{many(spoilt, 'line')} of {path.parent.name}/{path.name}"
+        notes.append(f"{what} could not be read and {'is' if spoilt == 1 else 'are'} left out.")
     return tuple(rows)
 
 

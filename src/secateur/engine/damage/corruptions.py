@@ -121,7 +121,7 @@ def corruptions(
     clean = chosen.x.float() / 255 if chosen.x.dtype == torch.uint8 else chosen.x
 
     def measured(x: Tensor) -> dict[str, Any]:
-        found = {name: _right(net, _scaled(data, Split(x, chosen.y)), batch, name) for name, net in nets}
+        found = {name: _right(net, scaled(data, Split(x, chosen.y)), batch, name) for name, net in nets}
         first = found[nets[0][0]]
         return {
             "accuracy": {name: _accuracy(right) for name, right in found.items()},
@@ -143,7 +143,7 @@ def corruptions(
     return table
 
 
-def _scaled(data: Dataset | Split, split: Split) -> Dataset | Split:
+def scaled(data: Dataset | Split, split: Split) -> Dataset | Split:
     """The split with the scale of the data set: floating images in [0, 1] are normalised as uint8 ones are."""
     if not isinstance(data, Dataset):
         return split

@@ -22,7 +22,8 @@ from secateur.engine.damage.certainty import LEADS, certainty, histogram
 from secateur.engine.damage.corruptions import corruptions
 from secateur.engine.damage.geometry import Geometry, by_class, logits_error, of_outputs, spread_of, summary
 from secateur.engine.damage.outputs import BATCH, Outputs, alike, outputs
-from secateur.engine.damage.samples import choose, flipped, planes, tensors
+from secateur.engine.damage.samples import axes, choose, flipped, planes, tensors
+from secateur.engine.damage.spoilt import spoilt
 from secateur.probes._still import check_whole
 
 FORMAT = "secateur.damage/1"
@@ -128,18 +129,22 @@ def damage(
         measured = [_measured(one, skipped) for one in found]
         shapes = _shapes(found, measured, len(names))
     with clock("corruptions"):
-        spoilt = corruptions(nets, data, examples=corrupted, seed=seed, batch=batch, skip=skipped)
+        corrupted_rows = corruptions(nets, data, examples=corrupted, seed=seed, batch=batch, skip=skipped)
     with clock("features in the plane"):
         chosen = choose(flipped(found), examples, seed)
-        placed, plane = planes(found, chosen, seed, skipped)
+        own = axes(found, skipped)
+        placed, plane = planes(found, own, chosen, seed, skipped)
     samples = {**tensors(found, measured, chosen, data), **placed}
+    with clock("corrupted samples"):
+        copies, spoiling = spoilt(nets, data, samples, own, seed=seed, batch=batch, skip=skipped)
     table = {
         "format": FORMAT, "seed": seed, "variants": [name for name, _ in nets], "classes": names,
         "data": _about(data, found[0]), "accuracy": {one.name: by.accuracy(one) for one in found},
-        "changes": changes, "calibration": sure, "geometry": shapes, "corruptions": spoilt, "plane": plane,
-        "samples": _sampled(samples, flipped(found), chosen), "skipped": skipped.rows, "seconds": clock.seconds,
+        "changes": changes, "calibration": sure, "geometry": shapes, "corruptions": corrupted_rows, "plane": plane,
+        "samples": {**_sampled({**samples, **copies}, flipped(found), chosen), **spoiling},
+        "skipped": skipped.rows, "seconds": clock.seconds,
     }  # fmt: skip
-    return Damage(plain(table), samples)
+    return Damage(plain(table), {**samples, **copies})
 
 
 class _Clock:

@@ -84,33 +84,63 @@ def tensors(
     return table
 
 
-def planes(found: Sequence[Outputs], chosen: Tensor, seed: int, skip: Skip) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def axes(found: Sequence[Outputs], skip: Skip) -> list[Plane | None]:
+    """The first two principal components of each network's features; None where there are none."""
+    return [_axes(one, skip) for one in found]
+
+
+def along(found: Sequence[Outputs], own: Sequence[Plane | None], chosen: Tensor, skip: Skip) -> dict[str, Tensor]:
+    """Features along principal components: ``pca`` on those of the first network, ``pca_own`` on each network's own.
+
+    Returns:
+        Tensors, float32 ``(v, n, 2)``, NaN for a network without them; none where no network has any.
+    """
+    columns: dict[str, list[Tensor | None]] = {"pca": [], "pca_own": []}
+    for one, plane in zip(found, own, strict=True):
+        head = one.features
+        columns["pca_own"].append(None if head is None or plane is None else plane(head.x[chosen]))
+        columns["pca"].append(_on(own[0], head, chosen, lambda why, one=one: skip(f"pca of {one.name}", why)))
+    return {name: made for name, column in columns.items() if (made := _stacked(column, len(chosen))) is not None}
+
+
+def _stacked(column: Sequence[Tensor | None], count: int) -> Tensor | None:
+    """One row a network, NaN where it has none."""
+    if all(part is None for part in column):
+        return None
+    none = torch.full((count, 2), torch.nan)
+    return torch.stack([none if part is None else part.float() for part in column])
+
+
+def planes(
+    found: Sequence[Outputs], own: Sequence[Plane | None], chosen: Tensor, seed: int, skip: Skip
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The chosen examples' features in the plane.
+
+    Args:
+        found: what the networks answered.
+        own: the axes of each.
+        chosen: which examples.
+        seed: of t-SNE.
+        skip: hears what was left out, and why.
 
     Returns:
         Tensors, float32 ``(v, n, 2)``, NaN for a network without them: ``pca`` on the axes of the first network,
         ``pca_own`` on each network's own, both fitted on the test examples, chosen or not; ``tsne``. And a table: by
         network the share of the variance along its own two axes, and for ``tsne`` the perplexity.
     """
-    heads = [one.features for one in found]
-    if not any(head is not None for head in heads):
+    if all(one.features is None for one in found):
         return {}, {}
-    own = [_axes(one, skip) for one in found]
     table: dict[str, Any] = {
         "explained": {
             one.name: None if plane is None else plane.explained.tolist() for one, plane in zip(found, own, strict=True)
         }
     }
-    made: dict[str, Tensor] = {}
-    columns: dict[str, list[Tensor | None]] = {"pca": [], "pca_own": [], "tsne": []}
-    for one, head, plane in zip(found, heads, own, strict=True):
-        columns["pca_own"].append(None if head is None or plane is None else plane(head.x[chosen]))
-        columns["pca"].append(_on(own[0], head, chosen, lambda why, one=one: skip(f"pca of {one.name}", why)))
-        columns["tsne"].append(_spread(head, chosen, seed, lambda why, one=one: skip(f"tsne of {one.name}", why)))
-    for name, column in columns.items():
-        if any(part is not None for part in column):
-            none = torch.full((len(chosen), 2), torch.nan)
-            made[name] = torch.stack([none if part is None else part.float() for part in column])
+    made = along(found, own, chosen, skip)
+    spread = [
+        _spread(one.features, chosen, seed, lambda why, one=one: skip(f"tsne of {one.name}", why)) for one in found
+    ]
+    if (placed := _stacked(spread, len(chosen))) is not None:
+        made["tsne"] = placed
     if "tsne" in made:
         table["perplexity"] = min(30.0, (len(chosen) - 1) / 3)
     return made, table

@@ -26,9 +26,9 @@ function press(host, label, pressed) {
 
 function start(host, table) {
   const data = readExplorer(table), margins = data.row("margin", 0);
-  const hardest = margins ? (quantiles([margins], [0.1]) ?? [null])[0] : null;
+  const clean = ofKind(data, 0), hardest = margins ? (quantiles([margins.filter((_, i) => clean[i])], [0.1]) ?? [null])[0] : null;
   const state = { view: data.views[0].name, pruned: 1, colour: "class", only: null, flipped: false, hard: false, box: null,
-    from: null, current: -1, zoom: null };
+    from: null, current: -1, zoom: null, kind: 0 };
   const tools = element("div", { class: "knobs" }), panels = element("div", { class: "panels" });
   const legend = element("ul", { class: "key" }), said = element("p", { class: "said", "aria-live": "polite" });
   const about = element("p", { class: "said" }), lines = element("ul", { class: "key lines" }), spread = element("div", { class: "beside spread" });
@@ -54,10 +54,10 @@ function start(host, table) {
 // Puts the points of both panels in their places; where the networks share axes, the panels share scales.
 function arrange({ data, state, panels }) {
   const places = [0, state.pruned].map((v) => data.places(state.view, v));
-  const shared = data.views.find((view) => view.name === state.view).shared === true;
+  const shared = data.views.find((view) => view.name === state.view).shared === true, wanted = scaled(data, state);
   panels.forEach((panel, k) => {
     const together = shared ? places : [places[k]];
-    const ends = [0, 1].map((axis) => extent(together.map((pair) => pair[axis]), state.zoom));
+    const ends = [0, 1].map((axis) => extent(together.map((pair) => pair[axis]), state.zoom ?? wanted));
     project(panel, places[k], ends);
   });
 }
@@ -78,7 +78,7 @@ function drawing(parts) {
   const all = () => {
     const ratio = host.classList.contains("printing") ? 3 : devicePixelRatio, { of, legend } = colouring(data, state);
     parts.panels.forEach((panel) => panel.measure());
-    parts.spreads.forEach((one, k) => one.take(networks().map((v) => data.row(data.metrics[k], v))));
+    parts.spreads.forEach((one, k) => one.take(networks().map((v) => data.row(data.metrics[k], v)), scaled(data, state)));
     const side = data.n > 4000 ? SIDE - 1 : SIDE;
     const sprites = legend.map((entry) => sprite(colour(entry.colour), entry.shape, side, ratio));
     common = { shown: filtered(data, state, parts.hardest), of, sprites, faint: sprite(colour("--faint"), 0, side, ratio), ratio };
@@ -101,8 +101,8 @@ function drawing(parts) {
 function tell(parts, shown) {
   const { data, state, selected } = parts, view = data.views.find((one) => one.name === state.view);
   const count = (marks) => marks.reduce((sum, one) => sum + one, 0).toLocaleString("en");
-  parts.said.textContent = `${count(selected)} of ${data.n.toLocaleString("en")} samples selected, ${count(shown)} shown.`;
-  const lost = [0, state.pruned].map((v) => data.places(state.view, v)[0].filter(Number.isNaN).length);
+  parts.said.textContent = `${count(selected)} of ${count(ofKind(data, state.kind))} samples selected, ${count(shown)} shown.`;
+  const lost = [0, state.pruned].map((v) => data.places(state.view, v)[0].filter((x, i) => shown[i] && Number.isNaN(x)).length);
   const none = Math.max(...lost) ? ` ${Math.max(...lost).toLocaleString("en")} samples have no place in this view.` : "";
   parts.about.textContent = view.says + none;
   parts.panels.forEach((panel, k) => panel.name(data.networks[[0, state.pruned][k]], parts.said.textContent));
@@ -115,7 +115,7 @@ function hooksOf(parts, picture) {
     state.current = i;
     picture.mark();
     const answers = [0, state.pruned].map((v) => `${data.networks[v]} ${data.className(data.row("predictions", v)[i])}`);
-    parts.said.textContent = `Test example ${data.index[i]}, label ${data.className(data.targets[i])}: ${answers.join(", ")}.`;
+    parts.said.textContent = `Test example ${data.index[i]}${spoiling(data, i)}, label ${data.className(data.targets[i])}: ${answers.join(", ")}.`;
   };
   return {
     walked,
@@ -156,6 +156,10 @@ function controls(parts, picture) {
   choice(tools, "Colour", colours, "class", set("colour"));
   const classes = classCounts(data).sort((a, b) => a[0] - b[0]).map(([k, count]) => [String(k), `${data.className(k)} (${count})`]);
   choice(tools, "Class", [["", "all"], ...classes], "", set("only", (value) => (value === "" ? null : Number(value))));
+  if (data.kinds.length > 1) {
+    const kinds = [...data.kinds.map((name, kind) => [String(kind), name]), ["-1", "all of them"]];
+    choice(tools, "Inputs", kinds, "0", set("kind", Number));
+  }
   tick(tools, "changed answers only", set("flipped"));
   const hard = tick(tools, "hard only: lowest tenth by margin of the dense network", set("hard"));
   hard.disabled = parts.hardest === null;

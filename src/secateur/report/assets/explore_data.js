@@ -39,7 +39,7 @@ function readExplorer(table) {
   return {
     n, row, places, networks: table.networks, views: table.views, metrics: (table.metrics ?? []).map((pair) => pair[0]),
     units: new Map((table.metrics ?? []).map(([name, unit]) => [name, unit ?? ""])), sheet: table.sheet ?? null,
-    index: whole("index"), targets: whole("targets"), place: whole("place"),
+    index: whole("index"), targets: whole("targets"), place: whole("place"), kind: whole("kind"), kinds: table.kinds ?? [],
     className: (k) => classes[k] ?? String(k),
   };
 }
@@ -59,6 +59,11 @@ function extent(arrays, wanted) {
   return low <= high ? [low, high] : null;
 }
 
+// Which samples are of a kind: 0 are those to which nothing was done, -1 stands for all.
+function ofKind(data, kind) {
+  return Uint8Array.from({ length: data.n }, (_, i) => (kind < 0 || (data.kind?.[i] ?? 0) === kind ? 1 : 0));
+}
+
 // Values below which a share of the finite numbers lies.
 function quantiles(arrays, shares) {
   const every = Float32Array.from(arrays.flatMap((array) => [...array].filter(Number.isFinite))).sort();
@@ -67,20 +72,26 @@ function quantiles(arrays, shares) {
 
 // Classes by number of samples, the most frequent first: [number, count].
 function classCounts(data) {
-  const counts = new Map();
-  for (const k of data.targets) counts.set(k, (counts.get(k) ?? 0) + 1);
+  const counts = new Map(), clean = ofKind(data, 0);
+  data.targets.forEach((k, i) => counts.set(k, (counts.get(k) ?? 0) + clean[i]));
   return [...counts].sort((a, b) => b[1] - a[1] || a[0] - b[0]);
 }
 
 // Which samples pass the filters.
 function filtered(data, state, hardest) {
-  const shown = new Uint8Array(data.n), one = data.row("predictions", 0), two = data.row("predictions", state.pruned);
+  const shown = ofKind(data, state.kind), one = data.row("predictions", 0), two = data.row("predictions", state.pruned);
   const margin = data.row("margin", 0);
   for (let i = 0; i < data.n; i++) {
-    shown[i] = (state.only === null || data.targets[i] === state.only) && (!state.flipped || one[i] !== two[i])
+    shown[i] &= (state.only === null || data.targets[i] === state.only) && (!state.flipped || one[i] !== two[i])
       && (!state.hard || (hardest !== null && margin[i] <= hardest)) ? 1 : 0;
   }
   return shown;
+}
+
+// The samples that the scales hold: those of the kind that is shown, and those to which nothing was done.
+function scaled(data, state) {
+  const shown = ofKind(data, state.kind), clean = ofKind(data, 0);
+  return shown.map((one, i) => one | clean[i]);
 }
 
 // A category a sample, and the legend's entries, for colouring by class.

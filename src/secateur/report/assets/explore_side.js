@@ -29,6 +29,12 @@ function drawLines(list, names) {
   }));
 }
 
+// What was done to a sample, as words that follow its number.
+function spoiling(data, i) {
+  const kind = data.kind?.[i] ?? 0;
+  return kind > 0 ? ` (${data.kinds[kind]})` : "";
+}
+
 function brief(text, most = 40) {
   return text.length > most ? `${text.slice(0, most - 1)}…` : text;
 }
@@ -43,8 +49,8 @@ function makeSpread(host, name, unit) {
   let ends = [0, 1], rows = [];
   const across = d3.scaleLinear().range([4, WIDE - 4]);
   return {
-    take(arrays) {
-      [rows, ends] = [arrays, extent(arrays) ?? [0, 1]];
+    take(arrays, wanted) {
+      [rows, ends] = [arrays, extent(arrays, wanted) ?? [0, 1]];
       if (ends[0] === ends[1]) ends = [ends[0] - 0.5, ends[1] + 0.5];
       across.domain(ends);
       axis.selectAll("*").remove();
@@ -89,7 +95,7 @@ function outline(bins, most, across, [low, high]) {
 
 // The chosen sample: its picture, its label, and what both networks make of it.
 function showSample(host, data, i, networks) {
-  const [label, where] = [data.className(data.targets[i]), `test example ${data.index[i]}`];
+  const [label, where] = [data.className(data.targets[i]), `test example ${data.index[i]}${spoiling(data, i)}`];
   const names = networks.map((v) => data.networks[v]);
   const rows = [["answer", ...networks.map((v) => {
     const answer = data.row("predictions", v)[i];

@@ -123,11 +123,11 @@ def _agreement(found: DamageRecord, counts: Mapping[str, Any]) -> str:
 
 
 def _most_hurt(table: Mapping[str, Any], rows: Sequence[dict[str, Any]]) -> str:
-    """The class that lost most surely; nothing where chance could explain the loss."""
+    """The class that lost most surely, or most where chance could explain every loss."""
     hurt = as_table(table.get("most_hurt"))
     row = next((row for row in rows if row.get("class") == hurt.get("class")), None)
     if row is None or not hurt.get("sentence"):
-        return "No class has an interval of its change below 0." if rows else ""
+        return _perhaps_hurt(rows)
     cell = _change(row.get("change"))
     return (
         f"Class {shorten(row['name'], NAME)} is hurt most: of {count(whole(row.get('count')))} the dense network has "
@@ -161,3 +161,14 @@ def _more(counts: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> tuple
     if empty:
         said.append(f"{empty:,} class{'es have' if empty > 1 else ' has'} no test example.")
     return tuple(said)
+
+
+def _perhaps_hurt(rows: Sequence[dict[str, Any]]) -> str:
+    """The class with the largest loss, which its interval does not tell from chance."""
+    cells = [(_change(row.get("change")), row) for row in rows]
+    losses = [(value, cell, row) for cell, row in cells if (value := as_finite(cell.value)) is not None and value < 0]
+    if not losses:
+        return "No class has fewer right answers than before." if rows else ""
+    _, cell, row = min(losses, key=lambda loss: loss[0])
+    span = f" (95 % interval {cell.span})" if cell.span else ""
+    return f"Class {shorten(row['name'], NAME)} loses most, {cell.text}{span}; chance alone could explain that."

@@ -94,32 +94,42 @@ def _explorer(found: DamageRecord) -> Explorer | None:
     pictures, rows = _sheet(samples)
     place = np.full(samples.count, -1)
     place[rows] = np.arange(len(rows))
-    arrays = [_packed(name, samples.arrays[name], "int32") for name in ("index", "targets", "predictions")]
+    whole_numbers = ("index", "targets", "predictions", *(("kind",) if samples.kinds else ()))
+    arrays = [_packed(name, samples.arrays[name], "int32") for name in whole_numbers]
     arrays.append(_packed("place", place, "int32"))
     exact = [name for name in ("confidence", *metrics) if name in samples.arrays]
     arrays += [_packed(name, samples.arrays[name], "float32") for name in exact]
     arrays += [_quantised(name, samples.arrays[name]) for name in views]
     return Explorer(
         found.networks, found.classes, samples.count, tuple(_view(found, name) for name in views), tuple(arrays),
-        tuple(metrics.items()), _sentence(found, samples), pictures, _more(samples, pictures, len(rows)),
+        tuple(metrics.items()), _sentence(found, samples), pictures, _more(found, samples, pictures, len(rows)),
+        samples.kinds,
     )  # fmt: skip
 
 
 def _sentence(found: DamageRecord, samples: Samples) -> str:
-    answers = samples.arrays["predictions"]
+    answers = samples.arrays["predictions"][:, : samples.clean]
     flipped = int((answers != answers[0]).any(0).sum())
-    said = f"{samples.count:,} test examples as points, one panel a network; {flipped:,} of them changed their answer"
-    if samples.count < whole(as_table(found.table.get("data")).get("decisions")):
+    said = f"{samples.clean:,} test examples as points, one panel a network; {flipped:,} of them changed their answer"
+    if samples.clean < whole(as_table(found.table.get("data")).get("decisions")):
         return f"{said}. The sample prefers those: their share of all test examples is smaller."
     return f"{said}."
 
 
-def _more(samples: Samples, pictures: Sheet | None, shown: int) -> tuple[str, ...]:
-    said = ["Corrupted images cannot be chosen here: their features were not kept, only the accuracies above."]
+def _more(found: DamageRecord, samples: Samples, pictures: Sheet | None, shown: int) -> tuple[str, ...]:
+    said = []
+    if samples.kinds:
+        said.append(
+            f"Under Inputs there are corrupted copies of some samples besides: {samples.count - samples.clean:,} of "
+            f"{len(samples.kinds) - 1} kinds. t-SNE places no copies."
+        )
+    elif as_table(found.table.get("corruptions")):
+        said.append("Corrupted images cannot be chosen here: only their accuracies were kept.")
     if pictures is None:
         said.append("The samples are no pictures; a point shows its number in the test data.")
     elif shown < samples.count:
-        said.append(f"To keep the page small it holds pictures of {shown:,} of the samples, changed answers first.")
+        of = "samples and copies" if samples.kinds else "samples"
+        said.append(f"To keep the page small it holds pictures of {shown:,} of the {of}, changed answers first.")
     if pictures is not None and samples.size is not None and max(samples.size[:2]) > SIDE:
         said.append(f"Pictures are smaller here: {pictures.width} by {pictures.height} pixels.")
     return tuple(said)
@@ -163,7 +173,8 @@ def _sheet(samples: Samples) -> tuple[Sheet | None, NDArray[np.int64]]:
     if samples.size is None:
         return None, none
     answers = samples.arrays["predictions"]
-    order = np.argsort(~(answers != answers[0]).any(0), kind="stable")
+    copied = np.arange(samples.count) >= samples.clean
+    order = np.argsort(np.where(copied, 2, ~(answers != answers[0]).any(0)), kind="stable")
     # A few pictures tell how to write all, and how many there is room for.
     pictures = samples.pictures(order[:: -(-len(order) // TRIAL)], SIDE)
     trials = [len(encode(_grid(pictures), way)) for way in (False, True)]

@@ -63,7 +63,7 @@ def _gallery(found: DamageRecord, name: str) -> Gallery | None:
         return None
     after = found.networks.index(name)
     answers, labels = samples.arrays["predictions"], samples.arrays["targets"]
-    every = np.flatnonzero(answers[after] != answers[0])
+    every = np.flatnonzero(answers[after, : samples.clean] != answers[0, : samples.clean])
     rows, pictures = _pictures(samples, _order(samples, every, after)[:ITEMS])
     if not len(rows):
         return None

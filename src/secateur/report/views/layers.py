@@ -103,7 +103,7 @@ def _table(layers: list[Layer]) -> Table:
         caption += " MACs: multiply-adds for one example; the effective ones leave zero weights out."
     if timed:
         caption += " ms: of the compiled layer; the path is how it runs there."
-    return Table(caption, tuple(columns), rows, tuple(total), sortable=True)
+    return Table(caption, tuple(columns), rows, tuple(total), sortable=True, saved=True)
 
 
 def _row(layer: Layer, costs: bool) -> tuple[Cell, ...]:

@@ -15,7 +15,7 @@ from secateur.report.views.cells import accuracy_cell, points_cell, readings, sp
 ACCURACY, TIME, FAST, RIGHT, FILE, PACKED, PLAN, KEPT = (
     "Accuracy",
     "Time for one example",
-    "The same, compiled (from the plan file)",
+    "Time, compiled (from the plan file)",
     "Accuracy, compiled (from the plan file)",
     "File on disk",
     "File, compressed",
