@@ -6,11 +6,11 @@ import pathlib
 import shutil
 
 import pytest
-from tests.browser.real_kit import real_run
+from tests.browser.real_kit import real_run, real_runs
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 PATIENCE = 120_000  # milliseconds: an upper limit for a busy machine, not a wait
-LOCAL = ("file://", "data:", "blob:", "http://127.0.0.1:")
+WITHIN = ("data:", "blob:")
 
 
 def pytest_collection_modifyitems(items):
@@ -37,26 +37,32 @@ def browser():
 
 @pytest.fixture
 def visit(browser):
-    """Opens a page; the test fails when the page reports an error or asks for anything from elsewhere."""
+    """Opens a page; the test fails when the page reports an error or asks for anything from elsewhere.
+
+    A page in a file may ask for nothing but what it holds itself; one from a server, for what that server has.
+    """
     contexts, faults = [], []
 
     def heard(message):
         if message.type == "error":
             faults.append(f"console: {message.text} ({message.location.get('url')})")
 
-    def asked(request):
-        if not request.url.startswith(LOCAL):
+    def asked(request, home):
+        inside = request.url.startswith(f"{home}/") if home.startswith("http") else request.url.split("#")[0] == home
+        if not inside and not request.url.startswith(WITHIN):
             faults.append(f"request: {request.url}")
 
     def open_page(address, **options):
+        address = address.as_uri() if isinstance(address, pathlib.Path) else address
+        home = "/".join(address.split("/")[:3]) if address.startswith("http") else address
         context = browser.new_context(**{"viewport": {"width": 1200, "height": 900}, **options})
         context.set_default_timeout(PATIENCE)
         contexts.append(context)
         page = context.new_page()
         page.on("console", heard)
         page.on("pageerror", lambda error: faults.append(f"error: {error}"))
-        page.on("request", asked)
-        page.goto(address.as_uri() if isinstance(address, pathlib.Path) else address)
+        context.on("request", lambda request: asked(request, home))
+        page.goto(address)
         return page
 
     open_page.faults = faults
@@ -83,10 +89,22 @@ def shot(tmp_path):
 
 
 @pytest.fixture(scope="session")
-def run(tmp_path_factory):
-    """The folder of a real run; one for all workers."""
+def shared(tmp_path_factory):
+    """A folder that all workers share."""
     base = tmp_path_factory.getbasetemp()
-    return real_run(base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base)
+    return base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
+
+
+@pytest.fixture(scope="session")
+def run(shared):
+    """The folder of a real run; one for all workers."""
+    return real_run(shared)
+
+
+@pytest.fixture(scope="session")
+def runs(shared):
+    """The folder of a page of eighteen real runs; one for all workers."""
+    return real_runs(shared)
 
 
 @pytest.fixture(scope="session")

@@ -58,6 +58,12 @@ def test_hostile_layers_classes_and_networks_do_not_run(quiet, tmp_path, shot):
     shot(page, "report-hostile")
 
 
+def row_of(page, part, name):
+    """The texts of the cells of a row."""
+    head = page.locator(f"section#{part} tbody th").get_by_text(name, exact=True)
+    return head.locator("xpath=ancestor::tr").locator("th, td").all_inner_texts()
+
+
 def test_numbers_that_are_none_are_shown_as_words(quiet, tmp_path):
     layers = layer_table()
     layers[1] |= {"macs": math.nan, "macs_effective": math.inf}
@@ -72,7 +78,14 @@ def test_numbers_that_are_none_are_shown_as_words(quiet, tmp_path):
     page = quiet(report.write(run))
     text = page.locator("main").inner_text()
     assert "NaN" not in text and "undefined" not in text and "Infinity" not in text
-    assert "not a number" in text or "–" in text
+    cells = {name: row_of(page, "verdict", name) for name in ("Time for one example", "Accuracy")}
+    assert cells["Time for one example"][1].startswith("1.93 ms")
+    assert cells["Time for one example"][2] == "not a number ms"  # without its interval, which is none either
+    assert cells["Accuracy"][2].startswith("91.05 %")
+    heads = page.locator("section#layers thead th").all_inner_texts()
+    places = [next(i for i, text in enumerate(heads) if text.startswith(head)) for head in ("MACs", "Effective MACs")]
+    assert [row_of(page, "layers", layers[1]["name"])[place] for place in places] == ["–", "–"]
+    assert [row_of(page, "layers", layers[2]["name"])[place] for place in places] == ["2.359 M", "607.2 k"]
 
 
 def test_a_truncated_log_and_missing_parts_are_told(quiet, tmp_path):

@@ -1,15 +1,14 @@
 """Walks every number of a real report: the page shows those of the JSON, and these are those of the run folder."""
 
-import json
-import math
-import re
+import copy
+import itertools
 
 import pytest
+from tests.browser.charts_kit import cells_of, chart_faults, charts, counted, sentences, tiles
+from tests.browser.printed_kit import cell_faults, in_order, tokens
+from tests.browser.tables_kit import NAMED, TABLES, Folder
 
 from secateur.core.masks import Masks
-
-PREFIXES = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15}
-NUMBER = re.compile(r"^([+−]?)([\d,]+)(\.\d+)?(?:e([+−]\d+))?(.*)$", re.DOTALL)
 
 
 @pytest.fixture(scope="module")
@@ -17,154 +16,210 @@ def folder(run):
     return Folder(run)
 
 
-class Folder:
-    """What the run folder holds: every number in its JSON files, and some tables by name."""
-
-    def __init__(self, run):
-        self.run, self.found = run, set()
-        self.tables = {path.name: json.loads(path.read_text()) for path in sorted(run.glob("*/*.json"))}
-        self.cards = {path.parent.name: json.loads(path.read_text()) for path in run.glob("*/card.json")}
-        self.lines = [
-            json.loads(line) for path in run.glob("*/metrics.jsonl") for line in path.read_text().splitlines()
-        ]
-        for entry in (*self.tables.values(), *self.cards.values(), *self.lines):
-            self.take(entry)
-        verdict = self.tables["verdict.json"]
-        self.layers = {row["name"]: row for row in verdict["layers"]}
-        self.steps = verdict["time"]["compiled"]
-        self.in_torch = verdict["time"]["dense"]
-        self.spent = verdict["time"]["dense_ms"]
-        self.flips = self.tables["damage.json"]["changes"]["pruned"]["flips"]
-
-    def take(self, entry):
-        if isinstance(entry, dict | list):
-            for part in entry.values() if isinstance(entry, dict) else entry:
-                self.take(part)
-        elif isinstance(entry, int | float) and not isinstance(entry, bool):
-            self.found.add(entry)
-
-    def holds(self, value):
-        return any(value * factor in self.found for factor in (1, -1)) or any(
-            close(value, 100 * one) for one in self.found
-        )
-
-    def compiled(self, name):
-        return sum(s["ms"] for s in self.steps if name in s["tensors"] or (not s["tensors"] and s["node"] == name))
-
-    def whole(self):
-        return sum(s["ms"] for s in self.steps)
-
-    def torch(self, name):
-        return sum(row["ms"] for row in self.in_torch if name in row["tensors"])
+@pytest.fixture(scope="module")
+def masks(folder):
+    return Masks.load(folder.places[folder.of("train", "prune")[-1]["number"]] / "masks.safetensors")
 
 
-def close(a, b):
-    return math.isclose(a, b, rel_tol=1e-12, abs_tol=0.0)
+def section(table, title):
+    return next(part for part in table["sections"] if part["title"] == title)
 
 
-def cells(table):
-    """Every cell with a number: section, name of the row, heading, cell, and the whole row by heading."""
+def rows_of(grid):
+    return [*grid["rows"], *([grid["total"]] if grid.get("total") else [])]
+
+
+def tables(table):
+    """The sections whose tables hold numbers."""
     for part in table["sections"]:
-        grid = part.get("table")
-        heads = [column.get("name", "") for column in grid["columns"]] if grid else []
-        for row in [*(grid or {}).get("rows", []), *([grid["total"]] if grid and grid.get("total") else [])]:
-            named = dict(zip(heads, row, strict=True))
-            for head, cell in named.items():
-                if isinstance(cell.get("value"), int | float):
-                    yield part["title"], row[0]["text"], head, cell, named
+        if "table" in part and any(is_number(cell) for row in rows_of(part["table"]) for cell in row):
+            yield part
 
 
-def derived(title, name, head, row, folder):
-    """What a number that the folder does not hold as it stands must be, computed from what it does hold."""
-    layer = folder.layers.get(name)
-    if title == "Verdict" and head == "Change":
-        return 100 * (row["Pruned"]["value"] / row["Dense"]["value"] - 1)
-    if (
-        head in ("Density", "Kept", "Share")
-        and layer is not None
-        and title in ("Layers", "Scores", "Forecast and truth by layer")
-    ):
-        return 100 * layer["kept"] / layer["weights"]
-    if head in ("ms", "Compiled, ms"):
-        return (
-            folder.whole()
-            if name == "all" and title != "Layers"
-            else (sum(map(folder.compiled, folder.layers)) if name == "all" else folder.compiled(name))
-        )
-    if title == "Where the time goes":
-        return {
-            "Share": 100 * folder.compiled(name) / folder.whole() if name != "all" else 100.0,
-            "Times as fast": folder.torch(name) / (folder.compiled(name) or math.nan),
-            "Dense in torch, ms": folder.torch(name) or folder.spent,
-        }[head]
-    if title == "Forecast and truth by layer" and head == "Forecast / measured":
-        return row["Rise forecast"]["value"] / row["Rise measured"]["value"]
-    if title == "Training cost" and head == "Share":
-        return 100 * row["MACs, sparse"]["value"] / row["MACs, dense"]["value"]
-    if title == "Changed answers" and head == "Share of the lost":
-        return 100 * row["Examples"]["value"] / folder.flips["right_wrong"]
-    if title == "Curvature and flatness" and head == "Ratio":
-        return row["Pruned"]["value"] / row["Dense"]["value"]
-    if title == "Left alone" and head == "Tensors":
-        return len(row["Names"]["text"].split(", "))
-    return None
+def named(title, row):
+    """The cells that tell which row it is."""
+    return tuple(cell["text"] for cell in row[: NAMED.get(title, 1)])
 
 
-def test_every_number_is_that_of_the_run_folder(table, folder):
-    seen, strange = 0, []
-    for title, name, head, cell, row in cells(table):
-        seen += 1
-        wanted = derived(title, name, head, row, folder)
-        if not (close(cell["value"], wanted) if wanted is not None else False) and not folder.holds(cell["value"]):
-            strange.append((title, name, head, cell["value"], wanted))
-    assert strange == [] and seen > 250
+def is_number(cell):
+    return isinstance(cell.get("value"), int | float)
 
 
-def test_the_counts_are_those_of_the_masks_themselves(table, folder):
-    masks = Masks.load(next(folder.run.glob("3-train-*")) / "masks.safetensors")
-    wanted = {name: (int(mask.sum()), mask.numel()) for name, mask in masks.items()}
-    rows = [named for title, _, head, _, named in cells(table) if title == "Layers" and head == "Weights"]
-    assert {r["Tensor"]["text"]: (r["Kept"]["value"], r["Weights"]["value"]) for r in rows[:-1]} == wanted
-    assert (rows[-1]["Kept"]["value"], rows[-1]["Weights"]["value"]) == (masks.kept, masks.total)
-    scores = next(part for part in table["sections"] if part["title"] == "Scores")
-    whole = scores["chart"][0]
-    pruned = sum(whole["pruned"]) + sum(row[-1]["value"] for row in scores["table"]["rows"])
-    assert sum(whole["kept"]) == masks.kept and pruned == masks.total - masks.kept
+def table_faults(title, grid, wanted):
+    """What is not so in a table, by row and heading; a number without a rule is a fault, as is a figure not shown."""
+    heads, faults, left = [column.get("name", "") for column in grid["columns"]], [], dict(wanted)
+    for row in rows_of(grid):
+        name = named(title, row)
+        rules = left.pop(name, None)
+        if rules is None:
+            faults.append((name, "no such row, or twice"))
+            continue
+        for head, cell in zip(heads, row, strict=True):
+            if head in rules:
+                faults += [(name, head, fault) for fault in cell_faults(cell, rules[head])]
+            elif is_number(cell):
+                faults.append((name, head, "no rule"))
+        faults += [(name, head, "no column") for head in rules.keys() - set(heads)]
+    return faults + [(name, "missing") for name in left]
 
 
-def test_curves_are_those_of_the_metrics(table, folder):
-    training = next(part for part in table["sections"] if part["title"] == "Training")
-    rows = {
-        key: {row[key] for row in folder.lines if key in row} for key in ("train/loss", "test/loss", "test/accuracy")
+def test_every_number_of_every_table_is_that_of_the_run_folder(table, folder):
+    shown = {part["title"]: part["table"] for part in tables(table)}
+    assert shown.keys() == TABLES.keys()
+    for title, grid in shown.items():
+        assert table_faults(title, grid, TABLES[title](folder)) == [], title
+
+
+def exchanged(rows):
+    """Two numbers of a row or of a column exchanged, or only their values, texts or intervals; then set back."""
+    places = [(i, j) for i, row in enumerate(rows) for j, cell in enumerate(row) if is_number(cell)]
+    for (i, j), (k, m) in itertools.combinations(places, 2):
+        if (i == k or j == m) and rows[i][j]["value"] != rows[k][m]["value"]:
+            one, two = rows[i][j], rows[k][m]
+            rows[i][j], rows[k][m] = two, one
+            yield (i, j), (k, m), "cell"
+            rows[i][j], rows[k][m] = one, two
+            for key in ("value", "text", "span"):
+                if key in one and key in two and one[key] != two[key]:
+                    one[key], two[key] = two[key], one[key]
+                    yield (i, j), (k, m), key
+                    one[key], two[key] = two[key], one[key]
+
+
+def nudged(rows):
+    """One number a little larger; then set back."""
+    for i, row in enumerate(rows):
+        for j, cell in enumerate(row):
+            for key in ("value", "low", "high") if is_number(cell) else ():
+                if isinstance(cell.get(key), int | float):
+                    before, cell[key] = cell[key], cell[key] * 1.000001 + 1e-9
+                    yield (i, j), key
+                    cell[key] = before
+
+
+@pytest.mark.parametrize("title", TABLES)
+def test_the_walk_sees_numbers_exchanged_or_changed(table, folder, title):
+    grid, wanted, seen = copy.deepcopy(section(table, title)["table"]), TABLES[title](folder), 0
+    rows = rows_of(grid)
+    for some in itertools.pairwise(rows) if len(rows) > 1 else [rows]:  # two rows at a time, which is faster
+        part = {"columns": grid["columns"], "rows": list(some)}
+        rules = {name: wanted[name] for row in some if (name := named(title, row)) in wanted}
+        assert table_faults(title, part, rules) == []
+        for place in itertools.chain(exchanged(part["rows"]), nudged(part["rows"])):
+            seen += 1
+            assert table_faults(title, part, rules), place
+    assert seen >= 2 * len(rows) - 1
+    del grid["rows"][0]
+    assert table_faults(title, grid, wanted)
+
+
+def drawn(table):
+    """All charts but the masks, by section and title."""
+    return {
+        (part["title"], chart["title"]): chart
+        for part in table["sections"]
+        for chart in part.get("chart", [])
+        if chart["kind"] != "heat"
     }
-    drawn = {(c["title"], s["name"]): [y for _, y in s["points"]] for c in training["chart"] for s in c["series"]}
-    for title, name, key in (("Loss", "train loss", "train/loss"), ("Loss", "test loss", "test/loss"),
-                             ("Accuracy", "test accuracy", "test/accuracy")):  # fmt: skip
-        assert set(drawn[title, name]) == rows[key]
 
 
-def shown(text):
-    """The number that a text begins with, and half of its last digit; None where there is none."""
-    found = NUMBER.match(text)
-    if found is None:
-        return None
-    sign, whole, places, power, rest = found.groups()
-    scale = 10.0 ** int(power.replace("−", "-")) if power else 1.0
-    prefix = re.match(r"^\s([kMGTP])", rest)
-    scale *= PREFIXES[prefix[1]] if prefix else 1.0
-    number = float(whole.replace(",", "") + (places or ""))
-    return (-1 if sign == "−" else 1) * number * scale, 0.5 * scale * 10.0 ** -(len(places) - 1 if places else 0)
+def test_every_chart_draws_the_figures_of_the_run_folder(table, folder):
+    wanted, found = charts(folder), drawn(table)
+    assert found.keys() == wanted.keys()
+    for key, chart in found.items():
+        assert chart_faults(chart, wanted[key]) == [], key
 
 
-def test_every_text_is_its_number_to_the_printed_digit(table):
+def numbers(nest, path=()):
+    """Places of all numbers in a nest of lists."""
+    for place, entry in enumerate(nest):
+        if isinstance(entry, list):
+            yield from numbers(entry, (*path, place))
+        elif isinstance(entry, int | float):
+            yield nest, place
+
+
+def lists(chart):
+    """The lists of numbers in a chart."""
+    found = [chart[key] for key in ("values", "points", "edges", "kept", "pruned", "marks") if key in chart]
+    return [*found, *(series["points"] for series in chart.get("series", []))]
+
+
+def test_the_walk_sees_points_exchanged_or_changed(table, folder):
+    wanted = charts(folder)
+    for key, chart in copy.deepcopy(drawn(table)).items():
+        places = [place for nest in lists(chart) for place in numbers(nest)]
+        assert places, key
+        for nest, place in places:
+            before, nest[place] = nest[place], nest[place] * 1.000001 + 1e-9
+            assert chart_faults(chart, wanted[key]), (key, place)
+            nest[place] = before
+        for (one, i), (two, j) in itertools.pairwise(places):
+            if one[i] != two[j]:
+                one[i], two[j] = two[j], one[i]
+                assert chart_faults(chart, wanted[key]), (key, i, j)
+                one[i], two[j] = two[j], one[i]
+        assert chart_faults(chart, wanted[key]) == []
+
+
+def test_masks_are_drawn_cell_by_cell(table, folder, masks):
+    heats = section(table, "Masks")["chart"]
+    assert [heat["title"] for heat in heats] == list(masks.keys())
+    for heat in heats:
+        mask, cells = masks[heat["title"]], cells_of(heat)
+        assert cells == counted(mask, heat)
+        assert sum(cells) == heat["kept"] == int(mask.sum()) and heat["shape"] == list(mask.shape)
+        assert f"{int(mask.sum()):,} of {mask.numel():,} weights kept" in heat["says"]
+    assert len({count for heat in heats for count in cells_of(heat)}) > 1
+
+
+def test_the_counts_are_those_of_the_masks_themselves(table, folder, masks):
+    wanted = {name: (int(mask.sum()), mask.numel()) for name, mask in masks.items()}
+    wanted["all"] = (masks.kept, masks.total)
+    grid = section(table, "Layers")["table"]
+    heads = [column["name"] for column in grid["columns"]]
+    kept, weights = heads.index("Kept"), heads.index("Weights")
+    assert {row[0]["text"]: (row[kept]["value"], row[weights]["value"]) for row in rows_of(grid)} == wanted
+    whole = section(table, "Scores")["chart"][0]
+    below = folder.cut["scores"]["all"]["below"]
+    assert (sum(whole["kept"]) + below[0], sum(whole["pruned"]) + below[1]) == (masks.kept, masks.total - masks.kept)
+
+
+def test_tiles_are_figures_of_the_run_folder(table, folder):
+    for title, wanted in tiles(folder).items():
+        shown = section(table, title)["tiles"]
+        assert [tile["label"] for tile in shown] == list(wanted)
+        for tile in shown:
+            want, beside = wanted[tile["label"]]
+            assert want.shown(tile["text"]), tile
+            found = tokens(tile.get("beside", ""))
+            assert len(found) == len(beside) and in_order(found, beside), tile
+
+
+def told(part):
+    return [part["says"], *part.get("more", [])]
+
+
+def said_rightly(sentence, wanted):
+    return any(in_order(tokens(sentence), figures) for figures in wanted)
+
+
+def test_every_number_in_a_sentence_is_a_figure_of_its_section(table, folder):
     seen = 0
-    for title, name, head, cell, _ in cells(table):
-        found = shown(cell["text"])
-        assert found is not None, (title, name, head, cell)
-        number, half = found
-        assert abs(number - cell["value"]) <= half * (1 + 1e-6) + 1e-12 * abs(number), (title, name, head, cell)
-        seen += 1
-    assert seen > 250
+    for title, wanted in sentences(folder).items():
+        for sentence in told(section(table, title)):
+            seen += len(tokens(sentence))
+            assert said_rightly(sentence, wanted), (title, sentence, tokens(sentence))
+    assert seen > 35
+
+
+def test_a_wrong_number_in_a_sentence_is_seen(table, folder):
+    for title, wanted in sentences(folder).items():
+        for sentence in told(section(table, title)):
+            for token in set(tokens(sentence)) - {"0"}:
+                place = max(i for i, sign in enumerate(token) if sign.isdigit())
+                wrong = f"{token[:place]}{(int(token[place]) + 5) % 10}{token[place + 1 :]}"
+                assert not said_rightly(sentence.replace(token, wrong), wanted), (sentence, token)
 
 
 def test_the_page_shows_what_the_json_says(visit, run, table):
@@ -181,20 +236,30 @@ def test_the_page_shows_what_the_json_says(visit, run, table):
                     cell.dataset.value ?? null,
                 ])),
             bars: [...part.querySelectorAll("figure svg")].map((svg) => svg.textContent).join(" "),
+            whole: part.textContent,
         }))"""
     )
-    for part, section in zip(read, table["sections"], strict=False):
-        plain = lambda text: text.replace("\u00a0", " ")  # noqa: E731
-        assert (part["title"], plain(part["says"])) == (section["title"], section["says"])
-        assert part["tiles"] == [tile["text"] for tile in section.get("tiles", [])]
-        grid = section.get("table", {"rows": []})
-        rows = [*grid["rows"], *([grid["total"]] if grid.get("total") else [])]
-        assert len(part["rows"]) == len(rows)
-        for cells_shown, row in zip(part["rows"], rows, strict=True):
-            for (text, span, value), cell, column in zip(cells_shown, row, grid["columns"], strict=True):
-                assert plain(text) == cell["text"] and span == cell.get("span", "")
-                if column.get("numeric") and cell.get("value") is not None:
-                    assert float(value) == float(cell["value"])
-        for chart in section.get("chart", []):
-            if chart["kind"] == "bars":
-                assert all(text in part["bars"] for text in chart["texts"])
+    assert len(read) == len(table["sections"]) + bool(table.get("notes"))
+    for part, shown in zip(read, table["sections"], strict=False):
+        compare(part, shown)
+
+
+def plain(text):
+    return text.replace("\u00a0", " ")
+
+
+def compare(part, shown):
+    """One section of the page with its JSON."""
+    assert (part["title"], plain(part["says"])) == (shown["title"], shown["says"])
+    assert part["tiles"] == [tile["text"] for tile in shown.get("tiles", [])]
+    assert all(sentence in plain(part["whole"]) for sentence in shown.get("more", []))
+    grid = shown.get("table", {"rows": []})
+    assert len(part["rows"]) == len(rows_of(grid))
+    for cells_shown, row in zip(part["rows"], rows_of(grid), strict=True):
+        for (text, span, value), cell, column in zip(cells_shown, row, grid["columns"], strict=True):
+            assert plain(text) == cell["text"] and span == cell.get("span", "")
+            if column.get("numeric") and cell.get("value") is not None:
+                assert float(value) == float(cell["value"])
+    for chart in shown.get("chart", []):
+        if chart["kind"] == "bars":
+            assert all(text in part["bars"] for text in chart["texts"])

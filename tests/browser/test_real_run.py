@@ -9,7 +9,7 @@ from secateur.core.masks import Masks
 
 SECTIONS = [
     "Verdict", "Baselines", "Layers", "Masks", "Where the time goes", "Forecast and truth",
-    "Forecast and truth by layer", "Training", "Training cost", "Scores", "Probes", "Curvature and flatness", "Damage",
+    "Forecast and truth by layer", "Training", "Training cost", "Scores", "Curvature and flatness", "Probes", "Damage",
     "Changed answers", "Calibration", "Corruptions", "Features", "Left alone", "Repeat",
 ]  # fmt: skip
 
@@ -234,7 +234,7 @@ def test_the_keyboard_reaches_everything_that_can_be_used(page):
 
 def test_pictures_for_the_documentation(page, shot):
     """The first screen, the masks and the features; ``make pictures`` keeps them in docs/images."""
-    page.set_viewport_size({"width": 1060, "height": 500})
+    page.set_viewport_size({"width": 1060, "height": 525})
     shot(page, "verdict", full_page=False)
     shot(area(page, "Masks"), "masks")
     drag(page, page.locator(".stage").first, 0.45)

@@ -42,6 +42,17 @@ def test_the_policy_of_the_page_lets_no_other_script_run(visit, page_file):
     visit.faults.clear()
 
 
+@pytest.mark.parametrize("elsewhere", ["http://127.0.0.1:9/x.png", "other.png"])
+def test_a_page_that_asks_for_anything_else_is_found(visit, tmp_path, elsewhere):
+    """The check that all tests of this folder rely on."""
+    page = tmp_path / "page.html"
+    page.write_text(f"<!doctype html><link rel=icon href='data:,'><img src='{elsewhere}'>", encoding="utf-8")
+    visit(page)
+    asked = elsewhere if elsewhere.startswith("http") else (tmp_path / elsewhere).as_uri()
+    assert f"request: {asked}" in visit.faults
+    visit.faults.clear()
+
+
 def test_dark_and_print_have_papers_of_their_own(visit, shot, page_file):
     page = visit(page_file, color_scheme="dark")
     paper = "getComputedStyle(document.body).backgroundColor"
@@ -69,8 +80,7 @@ def test_long_tables_are_filtered(visit, page_file):
     page = visit(page_file)
     area = page.locator("section#layers")
     box = area.get_by_role("searchbox")
-    if not box.count():
-        pytest.skip("this page's tables have no filter")
+    assert box.count() == 1
     rows = area.locator("table[data-sortable] tbody tr")
     every = rows.count()
     box.fill("stage3")

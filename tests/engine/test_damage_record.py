@@ -191,10 +191,21 @@ def test_a_language_model():
     assert table["data"]["tokens"] and table["data"]["decisions"] == 45
     assert table["geometry"] == {"dense": None, "pruned": None} and table["corruptions"] is None
     assert {row["what"]: row["why"] for row in table["skipped"]}["features of pruned"].startswith("the network answers")
-    assert set(samples) == {"index", "position", "targets", "predictions", "confidence"}
+    assert set(samples) == {"index", "position", "targets", "predictions", "confidence", "context"}
     assert torch.equal(data.test.y[samples["index"], samples["position"]], samples["targets"])
     dense = Tagger(seed=0)(tokens).argmax(-1)
     assert torch.equal(dense[samples["index"], samples["position"]], samples["predictions"][0])
+
+
+def test_of_a_text_the_samples_keep_what_comes_before_the_answer():
+    tokens = torch.randint(7, (9, 60), generator=torch.Generator().manual_seed(1))
+    split = Split(tokens, tokens.roll(-1, 1))
+    found = damage(Tagger(), pruned(Tagger()), Dataset("letters", split, split, tuple("abcdefg"), "text"), examples=30)
+    rows = zip(found.samples["index"].tolist(), found.samples["position"].tolist(), strict=True)
+    for row, (index, position) in zip(found.samples["context"].tolist(), rows, strict=True):
+        whole = tokens[index, : position + 1].tolist()
+        assert row == [-1] * max(0, 48 - len(whole)) + whole[-48:]
+    assert "context" not in damage(Tagger(), pruned(Tagger()), split, examples=30).samples
 
 
 def test_tokens_that_do_not_count_are_in_no_figure():
@@ -288,6 +299,17 @@ def test_a_measure_step_writes_the_report_when_asked(tmp_path, capsys):
         assert found.table["accuracy"][which]["value"] == verdict[which]["accuracy"]["value"]
     assert found.table["changes"]["pruned"]["accuracy"]["low"] == verdict["change"]["accuracy"]["low"]
     assert found.table["data"]["examples"] == 40 and found.samples["images"].shape == (40, 8, 8, 1)
+    assert main(["prune", dense, "--to", "sparsity 0.5", "-o", str(tmp_path / "half")]) == 0
+    again = ["measure", cut, "-o", str(tmp_path / "again"), "--beside", str(tmp_path / "half")]
+    assert main(again) == 2 and "set `damage = true`" in capsys.readouterr().err
+    assert main([*again, "--damage"]) == 0
+    more = read_damage(step("again")).table
+    assert (
+        more["variants"] == ["dense", "pruned", "half"]
+        and more["changes"]["pruned"] == found.table["changes"]["pruned"]
+    )
+    half = json.loads((step("half") / "verdict.json").read_text())
+    assert more["accuracy"]["half"]["value"] == half["pruned"]["accuracy"]["value"]
     net = Artefact.open(card["pruned"]).build()
     assert (
         found.table["geometry"]["pruned"]["width"]

@@ -3,10 +3,15 @@ import re
 
 import numpy as np
 import pytest
+import torch
+from tests.engine.damage_kit import Tagger, pruned
 from tests.report.damage_kit import add_damage, made_up, measured, resample, rewrite
 from tests.report.test_page import HOSTILE, Page, close
 
 from secateur import report
+from secateur.data import Dataset, Split
+from secateur.engine.damage import damage
+from secateur.report.exhibit_text import lines
 from secateur.report.sections import EMPTY
 
 
@@ -278,3 +283,17 @@ def test_two_thousand_pictures_of_two_networks_fit_in_the_page(make_run):
     for kind in ("strokes", "noise"):
         resample(run, lambda _, kind=kind: made_up(2000, pictures=kind))
         assert report.write(run).stat().st_size < 2_500_000
+
+
+def test_changed_answers_of_a_text_show_what_came_before(make_run):
+    tokens = torch.randint(7, (9, 20), generator=torch.Generator().manual_seed(1))
+    split, run = Split(tokens, tokens.roll(-1, 1)), make_run()
+    letters = Dataset("letters", split, split, (*"abcdef", "\n"), "text")
+    damage(Tagger(), pruned(Tagger()), letters, examples=60).write(measured(run))
+    items = sections(run)["Changed answers"].gallery.items
+    assert items
+    for item in items:
+        index, position = map(int, re.fullmatch(r"test sequence (\d+), token (\d+)", item.name).groups())
+        assert item.text == "".join("abcdef\n"[t] for t in tokens[index, : position + 1]).replace("\n", "↵ ")
+    assert f'<p class="before">{items[0].text}</p>' in report.write(run).read_text()
+    assert f"after “{items[0].text}”" in "\n".join(lines(sections(run)["Changed answers"].gallery, None))

@@ -157,6 +157,36 @@ def test_a_step_named_with_a_path_is_not_read(home):
     assert [step[0] for step in row["steps"]] == [2, 3, 4]
 
 
+@pytest.mark.parametrize("name", ["a\0b", "\ud800", "x" * 300, "..", ".", "a/b", ""])
+def test_a_step_whose_name_no_folder_can_have_leaves_the_rest_alone(home, name, capsys):
+    table = json.loads((home / "done" / "run.json").read_text())
+    whole = len(Watched([home]).listing()["runs"])
+    table["steps"][0]["folder"] = name
+    (home / "done" / "run.json").write_text(json.dumps(table))
+    rows = Watched([home]).listing()["runs"]
+    assert len(rows) == whole
+    mine = next(row for row in rows if row["name"].endswith("done"))
+    assert [number for number, _, _ in mine["steps"]] == [row["number"] for row in table["steps"][1:]]
+    assert Watched([home]).curves(mine["id"]) is not None
+    assert main(["watch", str(home), "--json"]) == 0
+    assert main(["report", str(home / "done"), "-o", str(home / "page.html"), "--json"]) == 0
+    capsys.readouterr()
+
+
+def test_a_log_that_links_to_itself_is_left_out(home):
+    log = next((home / "done").glob("1-train-*")) / "metrics.jsonl"
+    log.unlink()
+    log.symlink_to(log)
+    watched = Watched([home])
+    mine = next(row for row in watched.listing()["runs"] if row["name"].endswith("done"))
+    assert watched.curves(mine["id"])["stretches"][0]["series"] == {}
+
+
+def test_a_file_in_place_of_a_folder_is_called_one(home):
+    with pytest.raises(FileError, match="is a file"):
+        Watched([home / "done" / "run.json"])
+
+
 def test_the_list_is_printed_as_json(home, capsys):
     assert main(["watch", str(home), "--json"]) == 0
     states = [row["state"] for row in json.loads(capsys.readouterr().out)["runs"]]

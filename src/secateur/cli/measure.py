@@ -13,6 +13,8 @@ def run(request: argparse.Namespace) -> int:
         step["probes"] = list(request.probe)
     if request.damage:
         step["damage"] = True
+    if request.beside:
+        step["beside"] = list(request.beside)
     if request.flatness:
         step["flatness"] = True
     return execute(request, table_of(request, [step]), Path(request.out or default_out(request.start, "measure")))

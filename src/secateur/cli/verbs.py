@@ -135,6 +135,8 @@ def _measure(p: argparse.ArgumentParser) -> None:
     p.add_argument("--probe", action="append", default=[], metavar="NAME", help="a further probe; may be repeated")
     p.add_argument("--damage", action="store_true",
                    help="per-class changes, flips, calibration, corruptions and features, for the report")  # fmt: skip
+    p.add_argument("--beside", action="append", default=[], metavar="FOLDER",
+                   help="with --damage: a further pruned network to compare; may be repeated")  # fmt: skip
     p.add_argument("--flatness", action="store_true",
                    help="curvature of the loss and its rise under noise, before and after, for the report")  # fmt: skip
     _shared(p)

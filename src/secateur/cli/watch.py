@@ -22,4 +22,4 @@ def run(request: argparse.Namespace) -> int:
 def _begun(server: Server) -> None:
     print(f"watching at {server.url} (Ctrl-C ends it)", flush=True)
     if not server.local:
-        print(f"everyone who can reach {server.host} can read the figures of these runs", flush=True)
+        print("everyone who can reach this machine there can read the figures of these runs", flush=True)

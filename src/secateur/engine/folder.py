@@ -12,7 +12,7 @@ import io
 import json
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -125,6 +125,15 @@ class Artefact:
         load_state(net, self.state(), str(self.folder / WEIGHTS))
         self.masks().check(net)
         return net
+
+
+def opened(folders: Sequence[str]) -> list[tuple[str, Artefact]]:
+    """The networks of some folders, each called as its folder is.
+
+    Raises:
+        FileError: when one is missing, unfinished or changed.
+    """
+    return [(Path(folder).resolve().name, Artefact.open(folder)) for folder in folders]
 
 
 def resolve(path: Path) -> Path:

@@ -31,7 +31,18 @@ from secateur.engine.compiling import PLAN
 from secateur.engine.cutting import plan as make_plan
 from secateur.engine.cutting import prune as carry_out
 from secateur.engine.damage import damage
-from secateur.engine.folder import CARD, REWRITTEN, STRUCTURE, WEIGHTS, Artefact, load_state, origin, save, structure_of
+from secateur.engine.folder import (
+    CARD,
+    REWRITTEN,
+    STRUCTURE,
+    WEIGHTS,
+    Artefact,
+    load_state,
+    opened,
+    origin,
+    save,
+    structure_of,
+)  # fmt: skip
 from secateur.engine.loop import Training, needs_teacher
 from secateur.engine.measure import flatness, verdict
 from secateur.engine.optimize import state_bytes
@@ -336,7 +347,7 @@ class Runner:
         pruned = state.artefact
         if pruned is None:
             raise UsageError("there is nothing to measure yet; put a train or prune step before, or pass a run folder.")
-        dense = state.dense or pruned
+        dense, beside = state.dense or pruned, opened(step.beside)
         if state.dense is None:
             self.listener.say("the dense network was not found: the network is compared with itself; pass `--dense`.")
         tests = Loader(data.test, self.recipe.data.evaluation_batch, mean=data.mean, std=data.std)
@@ -353,7 +364,8 @@ class Runner:
         if step.damage:
             one, two = (artefact.build().to(distributed.device()) for artefact in (dense, pruned))
             seed, batch = self.recipe.seed, self.recipe.data.evaluation_batch
-            report = damage(one, two, data, examples=step.samples, seed=seed, batch=batch)
+            others = [(name, other.build().to(distributed.device())) for name, other in beside]
+            report = damage(one, two, data, others=others, examples=step.samples, seed=seed, batch=batch)
             files |= report.write(folder)
         card = {
             "format": "secateur.card/1",

@@ -257,6 +257,7 @@ class MeasureStep:
         damage: per-class changes, flipped examples, calibration, corruptions and features, for the report.
         flatness: curvature of the loss and its rise under noise, of both networks on a sample of the training data.
         samples: single test examples that are kept to look at, with damage.
+        beside: folders of further pruned networks, which damage compares with the dense one as well.
     """
 
     do: ClassVar[str] = "measure"
@@ -265,7 +266,10 @@ class MeasureStep:
     damage: bool = False
     flatness: bool = False
     samples: int = 2000
+    beside: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.samples < 1:
             raise UsageError(f"measure: samples is {self.samples}; it must be at least 1.")
+        if self.beside and not self.damage:
+            raise UsageError("measure: further networks (`beside`) are compared with damage; set `damage = true` too.")

@@ -19,7 +19,9 @@ from secateur.report.source import RunRecord, StepRecord, as_table, as_whole
 FORMAT, SAMPLES = "secateur.damage/1", "samples.safetensors"
 METRICS = {"angle": "radians", "length": "", "margin": ""}
 VIEWS = ("pca", "pca_own", "tsne")
-_NUMBERS = ("index", "position", "targets", "predictions", "kind")
+_NUMBERS = ("index", "position", "targets", "predictions", "kind", "context")
+LONGEST = 512
+"""Tokens of a text that are read at most."""
 COPIES = "copies."
 """How the columns of corrupted copies begin."""
 NAME = 60
@@ -37,7 +39,7 @@ class Samples:
         count: number of samples and copies n.
         clean: number of samples that are no copies; they come first.
         arrays: whole numbers as int64, the others as float32, by name: ``index``, ``targets`` ``(n,)``;
-            ``predictions``, ``confidence`` and metrics ``(v, n)``; places ``(v, n, 2)``.
+            ``context`` ``(n, k)``; ``predictions``, ``confidence`` and metrics ``(v, n)``; places ``(v, n, 2)``.
         size: height, width and channels of the pictures; None where there are none.
         kinds: what ``kind`` ``(n,)`` stands for, ``clean`` first; empty without copies.
     """
@@ -180,6 +182,9 @@ def _columns(file: Any, networks: int, prefix: str) -> tuple[dict[str, NDArray[A
     wanted = {name: (n,) for name in ("index", "position", "targets", "kind")}
     wanted |= {name: (networks, n) for name in ("predictions", "confidence", *METRICS)}
     wanted |= {name: (networks, n, 2) for name in VIEWS}
+    context = shapes.get("context", ())
+    if len(context) == 2 and context[0] == n and 0 < context[1] <= LONGEST:
+        wanted["context"] = context
     good = [name for name, shape in wanted.items() if shapes.get(name) == shape]
     if not 0 < n <= MOST or not {"index", "targets", "predictions"} <= set(good):
         return None, None

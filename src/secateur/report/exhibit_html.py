@@ -21,7 +21,8 @@ def gallery(found: Gallery) -> str:
 def _card(item: Item) -> str:
     answers = "".join(f"<dt>{_named(a.network)}</dt><dd>{_answer(a)}</dd>" for a in item.answers)
     lines = f'<dl><dt>label</dt><dd>{_named(item.label)}</dd>{answers}</dl><p class="place">{escape(item.name)}</p>'
-    return f"{_picture(item)}<div>{lines}</div>"
+    text = f'<p class="before">{escape(item.text)}</p>' if item.text else ""
+    return f"{_picture(item)}<div>{text}{lines}</div>"
 
 
 def _picture(item: Item) -> str:

@@ -22,4 +22,5 @@ def lines(gallery: Gallery | None, explorer: Explorer | None) -> list[str]:
 
 def _item(item: Item) -> str:
     answers = "; ".join(f"{shorten(a.network, NAME)} {shorten(a.answer, NAME)} ({a.text})" for a in item.answers)
-    return f"{item.name}: label {shorten(item.label, NAME)}; {answers}"
+    before = f", after “{item.text}”" if item.text else ""
+    return f"{item.name}{before}: label {shorten(item.label, NAME)}; {answers}"

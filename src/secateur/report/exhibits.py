@@ -37,6 +37,7 @@ class Item:
         picture: a PNG as a data URI; empty when the example is no picture.
         width: of the picture in pixels.
         height: of the picture in pixels.
+        text: of a text, what comes before the answer.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Item:
     picture: str = ""
     width: int = 0
     height: int = 0
+    text: str = ""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Any
 from secateur.core.errors import FileError
 from secateur.report.points import folders
 from secateur.report.recipes import read_toml
-from secateur.report.source import as_table, as_whole, cleaned
+from secateur.report.source import as_table, as_whole, cleaned, is_step_name
 from secateur.report.tracing import LIMIT, Follower, finite
 from secateur.report.views.curves import thin
 
@@ -63,6 +63,8 @@ class Watched:
 
     def __post_init__(self) -> None:
         for root in self.roots:
+            if Path(root).is_file():
+                raise FileError(f"{root} is a file. Pass run folders, or a folder that holds some: `runs`.")
             if not Path(root).is_dir():
                 raise FileError(f"there is no folder {root}. Pass run folders, or a folder that holds some: `runs`.")
             if not (Path(root) / "run.json").is_file() and (Path(root).resolve().parent / "run.json").is_file():
@@ -162,8 +164,7 @@ class Watched:
         steps = []
         for row in map(as_table, listed if isinstance(listed, list) else []):
             number, name, do = as_whole(row.get("number")), row.get("folder"), row.get("do")
-            # A name that leads out of the run folder is not one that this library wrote.
-            if number is None or not isinstance(name, str) or not isinstance(do, str) or Path(name).name != name:
+            if number is None or not is_step_name(name) or not isinstance(do, str):
                 continue
             total = epochs[number - 1] if 0 < number <= len(epochs) else None
             place = folder / name
@@ -192,8 +193,11 @@ class Watched:
 
     def _inside(self, path: Path) -> bool:
         """Whether a path is a plain file in one of the folders, links followed."""
-        real = path.resolve()
-        return real.is_file() and any(real.is_relative_to(root) for root in self.roots)
+        try:
+            real = path.resolve()
+            return real.is_file() and any(real.is_relative_to(root) for root in self.roots)
+        except (OSError, RuntimeError):  # a link that leads to itself
+            return False
 
 
 def _read_table(path: Path) -> dict[str, Any]:

@@ -16,7 +16,9 @@ from secateur.report.sections import Cell, Chart, Column, Heat, Histogram, Repor
 from secateur.report.svg import figure
 
 LONG = 200
-EXPLORE = "explore_data.js+explore_panel.js+explore_side.js+explore.js"
+EXPLORE = "words.js+explore_data.js+explore_panel.js+explore_side.js+explore.js"
+_IDS = ("report", "report-title", "notes", "notes-title", "heat-large", "heat-large-title")
+"""Ids that the page has beside those of its sections."""
 _FOOT = "The same figures are in the JSON file beside this page and inside it."
 _UNIT = re.compile(r"(\d) (?=(?:%|ms|s|[kMGTP]?B|[kMGTP]|points)\b|%)")
 
@@ -40,7 +42,7 @@ def to_html(report: Report) -> str:
         f"<title>{title}</title>",
         f"<style>{style}</style></head>",
         f'<body><header><h1>{title}</h1><p class="where">{escape(report.folder)}</p>{_contents(report)}</header>',
-        f"<main>{''.join(_section(section) for section in report.sections)}{_notes(report)}</main>",
+        f"<main>{''.join(map(_section, report.sections, _anchors(report)))}{_notes(report)}</main>",
         f"<footer><p>Made by secateur {escape(__version__)}. {_FOOT}</p></footer>",
         f'<script type="application/json" id="report">{embedded(report)}</script>',
         *(f"<script>{script}</script>" for script in scripts),
@@ -66,7 +68,7 @@ def _assets(report: Report) -> list[str]:
     """Style sheets and scripts that the page needs, in their order."""
     wanted = ["page.css", "page.js"]
     if any(isinstance(chart, Heat) for section in report.sections for chart in section.chart):
-        wanted += ["heat.css", "heat.js"]
+        wanted += ["heat.css", "words.js+heat.js"]
     if any(section.gallery is not None or section.explorer is not None for section in report.sections):
         wanted.append("explore.css")
     if any(section.explorer is not None for section in report.sections):
@@ -74,7 +76,7 @@ def _assets(report: Report) -> list[str]:
     if any(isinstance(chart, Tradeoff) and chart.choice for section in report.sections for chart in section.chart):
         wanted += ["compare.css", "choose.js"]
     if any(section.overlay is not None for section in report.sections):
-        wanted.append("overlay.js")
+        wanted.append("words.js+overlay.js")
     return wanted
 
 
@@ -90,15 +92,31 @@ def _asset(name: str) -> str:
 
 
 def _contents(report: Report) -> str:
-    links = "".join(f'<li><a href="#{_anchor(s)}">{escape(s.title)}</a></li>' for s in report.sections)
+    named = zip(report.sections, _anchors(report), strict=True)
+    links = "".join(f'<li><a href="#{name}">{escape(section.title)}</a></li>' for section, name in named)
     return f'<nav aria-label="Sections"><ul>{links}</ul></nav>' if links else ""
 
 
-def _anchor(section: Section) -> str:
-    return "".join(c if c.isalnum() else "-" for c in section.title.lower())
+def _anchors(report: Report) -> list[str]:
+    """The id of each section; titles that differ in signs alone, or not at all, are numbered."""
+    taken, found = set(_IDS), []
+    for section in report.sections:
+        name = plain = _anchor(section.title)
+        number = 1
+        while not taken.isdisjoint((name, f"{name}-title")):
+            number += 1
+            name = f"{plain}-{number}"
+        taken |= {name, f"{name}-title"}
+        found.append(name)
+    return found
 
 
-def _section(section: Section) -> str:
+def _anchor(title: str) -> str:
+    plain = "".join(c if c.isalnum() else "-" for c in title.lower())
+    return plain if plain.strip("-") else "section"
+
+
+def _section(section: Section, name: str) -> str:
     parts = [f'<p class="says">{_prose(section.says)}</p>', _tiles(section.tiles), _paragraphs(section.more)]
     parts.append(_table(section.table) if section.table is not None else "")
     if section.chart:
@@ -109,7 +127,7 @@ def _section(section: Section) -> str:
     parts += [_copied(caption, text) for caption, text in section.texts]
     if section.source:
         parts.append(f'<p class="source">Read from {escape(", ".join(section.source))}</p>')
-    return _frame(_anchor(section), section.title, "".join(parts))
+    return _frame(name, section.title, "".join(parts))
 
 
 def _figure(chart: Chart) -> str:

@@ -88,7 +88,9 @@ class Server(ThreadingHTTPServer):
     @property
     def url(self) -> str:
         """Where the page is."""
-        name = f"[{self.host}]" if ":" in self.host else self.host
+        anywhere = ipaddress.ip_address(str(self.server_address[0]).partition("%")[0]).is_unspecified
+        host = socket.gethostname() if anywhere else self.host
+        name = f"[{host}]" if ":" in host else host
         return f"http://{name}:{self.server_port}/"
 
     def knows(self, header: str | None) -> bool:
@@ -109,7 +111,8 @@ class Server(ThreadingHTTPServer):
         try:
             address = ipaddress.ip_address(name)
         except ValueError:
-            return not self.local and name == socket.gethostname().lower()
+            own = socket.gethostname().lower()
+            return not self.local and (name == own or name.startswith(f"{own.partition('.')[0]}."))
         return address.is_loopback or not self.local
 
 

@@ -10,13 +10,15 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from secateur.core.errors import FileError, nearest
 from secateur.core.reading import Reading
 from secateur.report.numbers import many
 from secateur.report.sections import Number
 
+LONGEST = 255
+"""Bytes in the name of a folder."""
 # Control, bidirectional and lone surrogate characters: in a name they can fool a terminal or a reader's eye.
 _UNSAFE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
@@ -163,8 +165,7 @@ def _run(folder: Path, metrics: bool) -> RunRecord:
     listed = table.get("steps")
     for row in listed if isinstance(listed, list) else []:
         number, name = as_whole(as_table(row).get("number")), as_table(row).get("folder")
-        # A name that leads out of the run folder is not one that this library wrote.
-        if number is None or not isinstance(name, str) or Path(name).name != name or not (folder / name).is_dir():
+        if number is None or not is_step_name(name) or not (folder / name).is_dir():
             continue
         steps.append(_step(folder / name, number, str(row.get("do", "")), notes, metrics))
     title = table.get("title")
@@ -194,6 +195,12 @@ def _step(folder: Path, number: int, do: str, notes: list[str], metrics: bool) -
         )
     structure, damage = (as_table(read_json(folder / f"{name}.json", notes)) for name in ("structure", "damage"))
     return StepRecord(number, str(do), folder, card, rows, verdict, structure, damage)
+
+
+def is_step_name(name: Any) -> TypeGuard[str]:
+    """Whether this library may have written a name as that of a step's folder: none leads out of the run's folder."""
+    plain = isinstance(name, str) and _UNSAFE.search(name) is None and name not in ("", ".", "..")
+    return plain and Path(name).name == name and len(name.encode()) <= LONGEST
 
 
 def doubts(folder: Path, card: Mapping[str, Any], verdict: Mapping[str, Any]) -> list[str]:

@@ -77,7 +77,7 @@ def _grid(table: Table, console: Console) -> Grid:
     grid = Grid(box=box.SIMPLE_HEAD if _unicode(console) else box.ASCII2, pad_edge=False, show_footer=bool(table.total))
     for i in shown:
         column = table.columns[i]
-        foot = _fit(table.total[i].text, console) if table.total else ""
+        foot = _entry(table.total[i], column, i == 0, console) if table.total else ""
         grid.add_column(
             _fit(column.name, console),
             foot,

@@ -18,6 +18,9 @@ from secateur.engine.damage.outputs import Features, Outputs
 
 Skip = Callable[[str, str], None]
 
+CONTEXT = 48
+"""Tokens that are kept of a text, up to the one that is followed by the answer."""
+
 
 def flipped(found: Sequence[Outputs]) -> Tensor:
     """Decisions on which any network answers otherwise than the first, boolean ``(n,)``."""
@@ -57,9 +60,10 @@ def tensors(
 
     Returns:
         ``index``: number of the example in the test part, int64 ``(n,)``; ``position``: of tokens, the place in the
-        sequence; ``targets`` int64 ``(n,)``; ``predictions`` int64 ``(v, n)``; ``confidence`` and, where any network
-        has features, ``angle``, ``length`` and ``margin``, float32 ``(v, n)``, NaN where there is none; ``images``
-        uint8 ``(n, H, W, C)``, where the data are images.
+        sequence; ``context``: of texts, the tokens up to there, int64 ``(n, 48)``, -1 before the beginning; ``targets``
+        int64 ``(n,)``; ``predictions`` int64 ``(v, n)``; ``confidence`` and, where any network has features, ``angle``,
+        ``length`` and ``margin``, float32 ``(v, n)``, NaN where there is none; ``images`` uint8 ``(n, H, W, C)``, where
+        the data are images.
     """
     first = found[0]
     table = {
@@ -70,6 +74,8 @@ def tensors(
     }
     if first.tokens:
         table["position"] = first.position[chosen]
+        if isinstance(data, Dataset) and data.kind == "text":
+            table["context"] = _before(data.test.x, table["index"], table["position"])
     if any(metrics is not None for metrics in measured):
         for name in ("angle", "length", "margin"):
             table[name] = torch.stack([
@@ -82,6 +88,13 @@ def tensors(
         exact = picked.dtype == torch.uint8
         table["images"] = (picked if exact else picked.double().mul(255).round().to(torch.uint8)).contiguous()
     return table
+
+
+def _before(x: Tensor, index: Tensor, position: Tensor) -> Tensor:
+    """The tokens that a text has up to a place, ``(n, CONTEXT)``; -1 before its beginning."""
+    places = position[:, None] + torch.arange(1 - CONTEXT, 1)
+    rows = x.cpu().long()[index]
+    return rows.gather(1, places.clamp(min=0)).masked_fill(places < 0, -1)
 
 
 def axes(found: Sequence[Outputs], skip: Skip) -> list[Plane | None]:

@@ -3,7 +3,7 @@ const SIDE = 4;
 
 function choice(host, label, options, chosen, changed) {
   const select = element("select");
-  for (const [value, text] of options) select.append(element("option", { value }, brief(text, 60)));
+  for (const [value, text] of options) select.append(element("option", { value }, shorten(text, 60)));
   select.value = chosen;
   select.addEventListener("change", () => changed(select.value));
   host.append(element("label", {}, label, select));
@@ -25,17 +25,16 @@ function press(host, label, pressed) {
 }
 
 function start(host, table) {
-  const data = readExplorer(table), margins = data.row("margin", 0);
-  const clean = ofKind(data, 0), hardest = margins ? (quantiles([margins.filter((_, i) => clean[i])], [0.1]) ?? [null])[0] : null;
+  const data = readExplorer(table), hard = hardOnes(data);
   const state = { view: data.views[0].name, pruned: 1, colour: "class", only: null, flipped: false, hard: false, box: null,
     from: null, current: -1, zoom: null, kind: 0 };
   const tools = element("div", { class: "knobs" }), panels = element("div", { class: "panels" });
   const legend = element("ul", { class: "key" }), said = element("p", { class: "said", "aria-live": "polite" });
   const about = element("p", { class: "said" }), lines = element("ul", { class: "key lines" }), spread = element("div", { class: "beside spread" });
-  const detail = element("div", { class: "detail", "aria-live": "polite" });
+  const detail = element("div", { class: "detail", "aria-live": "polite" }), hint = element("p", { class: "hint" }, HINT);
   detail.hidden = true;
-  host.append(tools, panels, legend, said, about, lines, spread, detail);
-  const parts = { host, data, state, tools, legend, lines, said, about, detail, hardest, selected: new Uint8Array(data.n) };
+  host.append(tools, panels, hint, legend, said, about, lines, spread, detail);
+  const parts = { host, data, state, tools, legend, lines, said, about, detail, hard, selected: new Uint8Array(data.n) };
   const picture = drawing(parts);
   parts.spreads = data.metrics.map((name) => makeSpread(spread, name, data.units.get(name)));
   parts.panels = [0, 1].map((number) => makePanel(panels, number, hooksOf(parts, picture)));
@@ -81,7 +80,7 @@ function drawing(parts) {
     parts.spreads.forEach((one, k) => one.take(networks().map((v) => data.row(data.metrics[k], v)), scaled(data, state)));
     const side = data.n > 4000 ? SIDE - 1 : SIDE;
     const sprites = legend.map((entry) => sprite(colour(entry.colour), entry.shape, side, ratio));
-    common = { shown: filtered(data, state, parts.hardest), of, sprites, faint: sprite(colour("--faint"), 0, side, ratio), ratio };
+    common = { shown: filtered(data, state, parts.hard), of, sprites, faint: sprite(colour("--faint"), 0, side, ratio), ratio };
     arrange(parts);
     selection();
     drawLegend(parts.legend, legend, colour);
@@ -100,10 +99,10 @@ function drawing(parts) {
 // The sentences below the panels: how many are shown and selected, what the view is, and what has no place in it.
 function tell(parts, shown) {
   const { data, state, selected } = parts, view = data.views.find((one) => one.name === state.view);
-  const count = (marks) => marks.reduce((sum, one) => sum + one, 0).toLocaleString("en");
+  const count = (marks) => amount(marks.reduce((sum, one) => sum + one, 0));
   parts.said.textContent = `${count(selected)} of ${count(ofKind(data, state.kind))} samples selected, ${count(shown)} shown.`;
   const lost = [0, state.pruned].map((v) => data.places(state.view, v)[0].filter((x, i) => shown[i] && Number.isNaN(x)).length);
-  const none = Math.max(...lost) ? ` ${Math.max(...lost).toLocaleString("en")} samples have no place in this view.` : "";
+  const none = Math.max(...lost) ? ` ${amount(Math.max(...lost))} samples have no place in this view.` : "";
   parts.about.textContent = view.says + none;
   parts.panels.forEach((panel, k) => panel.name(data.networks[[0, state.pruned][k]], parts.said.textContent));
 }
@@ -154,15 +153,21 @@ function controls(parts, picture) {
   choice(tools, "Places", data.views.map((view) => [view.name, view.title]), state.view, set("view"));
   const colours = [["class", "class"], ["right", "right or wrong"], ["change", "change"], ...data.metrics.map((name) => [name, name])];
   choice(tools, "Colour", colours, "class", set("colour"));
-  const classes = classCounts(data).sort((a, b) => a[0] - b[0]).map(([k, count]) => [String(k), `${data.className(k)} (${count})`]);
-  choice(tools, "Class", [["", "all"], ...classes], "", set("only", (value) => (value === "" ? null : Number(value))));
+  const classes = () => classCounts(data, state.kind).sort((a, b) => a[0] - b[0])
+    .map(([k, count]) => [String(k), `${data.className(k)} (${amount(count)})`]);
+  const only = choice(tools, "Class", [["", "all"], ...classes()], "", set("only", (value) => (value === "" ? null : Number(value))));
   if (data.kinds.length > 1) {
     const kinds = [...data.kinds.map((name, kind) => [String(kind), name]), ["-1", "all of them"]];
-    choice(tools, "Inputs", kinds, "0", set("kind", Number));
+    const change = set("kind", Number);
+    choice(tools, "Inputs", kinds, "0", (value) => {
+      change(value);
+      classes().forEach(([, text], k) => (only.options[k + 1].textContent = shorten(text, 60)));
+    });
   }
   tick(tools, "changed answers only", set("flipped"));
-  const hard = tick(tools, "hard only: lowest tenth by margin of the dense network", set("hard"));
-  hard.disabled = parts.hardest === null;
+  const copies = data.kinds.length > 1 ? ", and the copies of those" : "";
+  const hard = tick(tools, `hard only: lowest tenth by margin of the dense network${copies}`, set("hard"));
+  hard.disabled = parts.hard === null;
   press(tools, "Zoom to selection", () => {
     const zoom = parts.selected.slice();
     if (zoom.includes(1)) set("zoom")(zoom);

@@ -70,20 +70,29 @@ function quantiles(arrays, shares) {
   return every.length ? shares.map((share) => every[Math.min(every.length - 1, Math.floor(share * every.length))]) : null;
 }
 
-// Classes by number of samples, the most frequent first: [number, count].
-function classCounts(data) {
-  const counts = new Map(), clean = ofKind(data, 0);
-  data.targets.forEach((k, i) => counts.set(k, (counts.get(k) ?? 0) + clean[i]));
+// Which samples are hard: the tenth of the clean ones that have the least margin, and every copy of those; null when
+// margins are unknown. A copy has a margin of its own, but what was done to it would make all copies hard.
+function hardOnes(data) {
+  const margins = data.row("margin", 0), clean = ofKind(data, 0);
+  const [most] = (margins && quantiles([margins.filter((_, i) => clean[i])], [0.1])) ?? [null];
+  if (most === null) return null;
+  const hard = clean.map((one, i) => one & (margins[i] <= most)), numbers = new Set(data.index.filter((_, i) => hard[i]));
+  return hard.map((one, i) => (clean[i] ? one : Number(numbers.has(data.index[i]))));
+}
+
+// Classes by number of samples of a kind, the most frequent first: [number, count].
+function classCounts(data, kind = 0) {
+  const counts = new Map(), wanted = ofKind(data, kind);
+  data.targets.forEach((k, i) => counts.set(k, (counts.get(k) ?? 0) + wanted[i]));
   return [...counts].sort((a, b) => b[1] - a[1] || a[0] - b[0]);
 }
 
 // Which samples pass the filters.
-function filtered(data, state, hardest) {
+function filtered(data, state, hard) {
   const shown = ofKind(data, state.kind), one = data.row("predictions", 0), two = data.row("predictions", state.pruned);
-  const margin = data.row("margin", 0);
   for (let i = 0; i < data.n; i++) {
     shown[i] &= (state.only === null || data.targets[i] === state.only) && (!state.flipped || one[i] !== two[i])
-      && (!state.hard || (hardest !== null && margin[i] <= hardest)) ? 1 : 0;
+      && (!state.hard || hard?.[i] === 1) ? 1 : 0;
   }
   return shown;
 }
@@ -153,11 +162,4 @@ function shown(value) {
   }
   const places = Math.max(0, 3 - size);
   return value.toLocaleString("en", { minimumFractionDigits: places, maximumFractionDigits: places }).replace("-", "−");
-}
-
-// A share in per cent with two places; very small ones keep two digits.
-function percent(share) {
-  if (!Number.isFinite(share)) return "unknown";
-  const value = 100 * share;
-  return `${value > 0 && value < 0.01 ? value.toPrecision(2) : value.toFixed(2)} %`;
 }

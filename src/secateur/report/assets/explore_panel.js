@@ -1,6 +1,9 @@
 // One panel: points on a canvas, a brush and a ring above it, and the keys that walk from point to point.
 const SHAPES = ["symbolCircle", "symbolSquare", "symbolTriangle", "symbolDiamond", "symbolCross"];
 const KEYS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
+const STRIDE = 0.05; // of the panel: how far a key moves the corner of a rectangle
+const HINT = "Drag to select. In a panel that has the focus, arrow keys walk from point to point, Page Up and Page Down in order, "
+  + "Enter shows a point; Shift with the arrow keys draws a rectangle from there, Escape clears.";
 
 function shapePath(shape, size) {
   return d3.symbol(d3[SHAPES[shape]], size)();
@@ -38,17 +41,22 @@ function makePanel(host, number, hooks) {
   const heading = element("h3"), canvas = element("canvas", { "aria-hidden": "true" });
   const svg = d3.create("svg").attr("aria-hidden", "true"), node = svg.node();
   const stage = element("div", { class: "stage", tabindex: "0", role: "group", "aria-roledescription": "point cloud" }, canvas, node);
-  const hint = "Arrow keys walk from point to point, Page Up and Page Down in order, Enter shows a point, Escape clears.";
   host.append(element("div", {}, heading, stage));
   const area = svg.append("g"), ring = svg.append("circle").attr("class", "ring").attr("r", 7).attr("visibility", "hidden");
-  const panel = { number, stage, width: 0, height: 0, sx: null, sy: null, brush: d3.brush() };
+  const panel = { number, stage, width: 0, height: 0, sx: null, sy: null, brush: d3.brush(), keyed: null };
   panel.brush.on("start brush end", (event) => {
-    if (event.sourceEvent) hooks.brushed(panel, event.selection, event.type === "end");
+    if (!event.sourceEvent) return;
+    panel.keyed = null;
+    hooks.brushed(panel, event.selection, event.type === "end");
   });
-  panel.clear = () => area.call(panel.brush.move, null);
+  panel.clear = () => panel.select(null);
+  panel.select = (box) => {
+    panel.keyed = null;
+    area.call(panel.brush.move, box);
+  };
   panel.name = (name, told) => {
-    heading.textContent = brief(name, 60);
-    stage.setAttribute("aria-label", `${name}: ${told}. ${hint}`);
+    heading.textContent = shorten(name, 60);
+    stage.setAttribute("aria-label", `${name}: ${told} ${HINT}`);
   };
   panel.ring = (i) => {
     const at = i >= 0 && Number.isFinite(panel.sx[i]);
@@ -58,7 +66,7 @@ function makePanel(host, number, hooks) {
   panel.measure = () => {
     const { clientWidth: width, clientHeight: height } = stage;
     if (width === panel.width && height === panel.height) return;
-    Object.assign(panel, { width, height });
+    Object.assign(panel, { width, height, keyed: null });
     svg.attr("viewBox", `0 0 ${width} ${height}`);
     area.call(panel.brush.extent([[0, 0], [width, height]]));
   };
@@ -135,11 +143,26 @@ function following(panel, from, step, shown) {
   return -1;
 }
 
+// A rectangle that begins around the current point, or the middle of the panel: keys move the corner opposite to it.
+function grow(panel, from, [dx, dy], hooks) {
+  const { width, height } = panel, [wide, high] = [STRIDE * width, STRIDE * height], within = (value, most) => Math.max(0, Math.min(most, value));
+  const begin = from >= 0 ? [panel.sx[from], panel.sy[from]] : [width / 2, height / 2];
+  const keyed = panel.keyed?.from === from ? panel.keyed : { from, begin, end: begin };
+  keyed.end = [within(keyed.end[0] + dx * wide, width), within(keyed.end[1] + dy * high, height)];
+  const side = (axis, pad, most) => [keyed.begin[axis], keyed.end[axis]].sort((a, b) => a - b)
+    .map((value, k) => within(value + (k ? pad : -pad), most));
+  const [[left, right], [top, foot]] = [side(0, wide / 4, width), side(1, high / 4, height)], box = [[left, top], [right, foot]];
+  panel.select(box);
+  panel.keyed = keyed;
+  hooks.brushed(panel, box, true);
+}
+
 function pressed(event, panel, hooks) {
   const shown = hooks.shown(), current = hooks.current(), { key } = event;
   const there = current >= 0 && shown[current] && Number.isFinite(panel.sx[current]);
   if (event.ctrlKey || event.altKey || event.metaKey) return;
-  if (key in KEYS) hooks.walked(there ? ahead(panel, current, KEYS[key], shown) : following(panel, -1, 1, shown));
+  if (key in KEYS && event.shiftKey) grow(panel, there ? current : -1, KEYS[key], hooks);
+  else if (key in KEYS) hooks.walked(there ? ahead(panel, current, KEYS[key], shown) : following(panel, -1, 1, shown));
   else if (key === "PageDown" || key === "PageUp") hooks.walked(following(panel, current, key === "PageDown" ? 1 : -1, shown));
   else if (key === "Enter" || key === " ") hooks.clicked(panel, there ? current : following(panel, -1, 1, shown));
   else if (key === "Escape") hooks.cleared();

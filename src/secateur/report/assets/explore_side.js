@@ -13,7 +13,7 @@ function drawLegend(list, legend, colour) {
     const svg = d3.create("svg").attr("viewBox", "-6 -6 12 12").attr("aria-hidden", "true");
     svg.append("path").attr("d", shapePath(entry.shape, 60)).attr("fill", colour(entry.colour));
     const line = element("li", {}, svg.node());
-    line.append(brief(entry.name));
+    line.append(shorten(entry.name));
     return line;
   }));
 }
@@ -24,7 +24,7 @@ function drawLines(list, names) {
     const svg = d3.create("svg").attr("viewBox", "0 0 28 10").attr("aria-hidden", "true");
     svg.append("path").attr("class", `line${v}`).attr("d", "M1 5H27");
     const line = element("li", {}, svg.node());
-    line.append(brief(name));
+    line.append(shorten(name));
     return line;
   }));
 }
@@ -33,10 +33,6 @@ function drawLines(list, names) {
 function spoiling(data, i) {
   const kind = data.kind?.[i] ?? 0;
   return kind > 0 ? ` (${data.kinds[kind]})` : "";
-}
-
-function brief(text, most = 40) {
-  return text.length > most ? `${text.slice(0, most - 1)}…` : text;
 }
 
 // The histogram of one metric for both networks; `update` follows the selection.
@@ -63,8 +59,8 @@ function makeSpread(host, name, unit) {
     update(selected, names) {
       const found = rows.map((row) => countBins(row, ends, selected)), high = Math.max(1, ...found.flatMap((f) => [...f.bins]));
       lines.forEach((line, v) => line.attr("d", outline(found[v].bins, high, across, ends)));
-      most.text(high.toLocaleString("en"));
-      const means = found.map((f, v) => `${brief(names[v])} ${f.n ? shown(f.sum / f.n) : "–"}`).join(", ");
+      most.text(amount(high));
+      const means = found.map((f, v) => `${shorten(names[v])} ${f.n ? shown(f.sum / f.n) : "–"}`).join(", ");
       told.textContent = `mean: ${means}`;
       svg.attr("aria-label", `Histogram of the ${name} of the selected samples; ${told.textContent}`);
     },
@@ -102,7 +98,7 @@ function showSample(host, data, i, networks) {
     return `${data.className(answer)} (${answer === data.targets[i] ? "right" : "wrong"})`;
   })]];
   const sure = networks.map((v) => data.row("confidence", v));
-  if (sure[0]) rows.push(["confidence", ...sure.map((row) => percent(row[i]))]);
+  if (sure[0]) rows.push(["confidence", ...sure.map((row) => percent(100 * row[i]))]);
   for (const metric of data.metrics) {
     const unit = data.units.get(metric);
     rows.push([unit ? `${metric} (${unit})` : metric, ...networks.map((v) => shown(data.row(metric, v)[i]))]);

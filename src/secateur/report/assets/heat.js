@@ -20,11 +20,6 @@
     node.addEventListener("click", act);
     return node;
   };
-  const amount = (number) => number.toLocaleString("en-US");
-  const percent = (share) => {
-    const value = 100 * share;
-    return `${value > 0 && value < 0.01 ? value.toPrecision(2) : value.toFixed(2)} %`;
-  };
 
   const read = (heat) => {
     const rows = Math.ceil(heat.height / heat.tall);
@@ -94,7 +89,7 @@
     const line = make("p", "", "heat-key");
     const single = heat.tall * heat.wide * heat.depth === 1; // a weight is kept or not: no shades between
     if (single) line.style.setProperty("--ramp", "var(--h3)");
-    const words = single ? ["pruned", "kept"] : ["none", `to ${percent(top(cells))} of a cell kept`];
+    const words = single ? ["pruned", "kept"] : ["none", `to ${percent(100 * top(cells))} of a cell kept`];
     line.append(make("i"), make("span", words[0]), make("i"), make("span", words[1]));
     return line;
   };
@@ -109,7 +104,7 @@
     const kept = cells.count(row * cells.columns + column);
     const all = cells.size(row, column);
     const where = `${span("row", row, heat.tall, heat.height)}, ${span("column", column, heat.wide, heat.width)}`;
-    return `${where}: ${amount(kept)} of ${amount(all)} kept (${percent(kept / all)})`;
+    return `${where}: ${amount(kept)} of ${amount(all)} kept (${percent((100 * kept) / all)})`;
   };
 
   const dialog = make("dialog", "", "heat-large");
@@ -199,7 +194,9 @@
   };
   const redraw = (all) => {
     figures.forEach((figure, at) => (all || figure.querySelector(".picture")) && draw(figure, at));
-    if (dialog.open) open(large.at);
+    if (!dialog.open) return;
+    paint(large.canvas, large.cells);
+    scale.replaceChildren(key(large.cells));
   };
 
   const choice = make("label", "", "heat-alike");
@@ -218,5 +215,10 @@
   );
   figures.forEach((figure) => seen.observe(figure));
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => redraw(false));
-  addEventListener("beforeprint", () => redraw(true));
+  for (const [name, on] of [["beforeprint", true], ["afterprint", false]]) {
+    addEventListener(name, () => {
+      document.documentElement.classList.toggle("printing", on);
+      redraw(on);
+    });
+  }
 }

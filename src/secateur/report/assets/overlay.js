@@ -11,12 +11,6 @@
     node.append(...parts);
     return node;
   };
-  const percent = (value) => (value > 0 && value < 0.01 ? "< 0.01 %" : `${value.toFixed(2)} %`);
-  const shorten = (text, width) => {
-    if (text.length <= width) return text;
-    const head = Math.floor(((width - 1) * 2) / 5);
-    return `${text.slice(0, head)}…${text.slice(text.length - (width - 1 - head))}`;
-  };
 
   // Tensors of the first run, then those that only the second has; unknown where a run lacks one.
   const joined = (one, two) => {

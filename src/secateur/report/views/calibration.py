@@ -15,7 +15,8 @@ CURVES = 4
 """Curves that one chart can tell apart."""
 _CAPTION = (
     "ECE: expected calibration error, the mean distance of accuracy from confidence over 15 bins; the smaller, the "
-    "better. It is biased upwards for few examples. Figures in small print are 95 % intervals."
+    "better. It is biased upwards for few examples, and so are the 95 % bootstrap intervals in small print, which do "
+    "not compare the networks in pairs."
 )
 
 

@@ -65,26 +65,32 @@ def _points(entry: Any) -> Cell:
 
 
 def _says(found: DamageRecord, rows: Sequence[Mapping[str, Any]]) -> str:
-    """The worst change that chance does not explain, if there is one."""
-    worst: tuple[Number, Cell, Mapping[str, Any], str] | None = None
-    clear = 0
-    for row in rows:
-        for name in found.networks[1:]:
-            cell = _points(as_table(row.get("change")).get(name))
-            value = as_finite(cell.value)
-            if value is None:
-                continue
-            clear += cell.high is not None and cell.high < 0
-            if worst is None or value < worst[0]:
-                worst = (value, cell, row, name)
-    if worst is None:
+    """How many changes chance does not explain, and the largest loss and gain."""
+    changes = [
+        (value, cell, row, name)
+        for row in rows
+        for name in found.networks[1:]
+        if (value := as_finite((cell := _points(as_table(row.get("change")).get(name))).value)) is not None
+    ]
+    if not changes:
         return "Accuracy on spoilt test images."
+    lost = sum(cell.high is not None and cell.high < 0 for _, cell, _, _ in changes)
+    won = sum(cell.low is not None and cell.low > 0 for _, cell, _, _ in changes)
     total = len(rows) * (len(found.networks) - 1)
-    begin = f"In {clear} of {total} cases the interval of the change lies below 0"
-    whose = f" for {shorten(worst[3], NAME)}" if len(found.networks) > 2 else ""
-    where = f"{shorten(worst[2]['corruption'], NAME)} at severity {count_cell(worst[2]['severity']).text}{whose}"
-    span = f" (95 % interval {worst[1].span})" if worst[1].span else ""
-    return f"{begin}; the lowest change is {worst[1].text}{span}, at {where}."
+    said = [f"In {lost} of {total} cases the interval of the change lies below 0, in {won} above"]
+    order = sorted(changes, key=lambda change: change[0])
+    for word, change in (("lowest", order[0]), ("highest", order[-1])):
+        if change[0] < 0 if word == "lowest" else change[0] > 0:
+            said.append(f"the {word} change is {_case(found, *change[1:])}")
+    return f"{'; '.join(said)}."
+
+
+def _case(found: DamageRecord, cell: Cell, row: Mapping[str, Any], name: str) -> str:
+    """A change, its interval, and what it is of."""
+    whose = f" for {shorten(name, NAME)}" if len(found.networks) > 2 else ""
+    span = f" (95 % interval of this case alone {cell.span})" if cell.span else ""
+    where = f"{shorten(row['corruption'], NAME)} at severity {count_cell(row['severity']).text}"
+    return f"{cell.text}{span}, at {where}{whose}"
 
 
 def _charts(found: DamageRecord, clean: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> tuple[Lines, ...]:

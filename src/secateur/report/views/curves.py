@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -132,7 +133,8 @@ def corners(points: Points, limit: int) -> Points:
     >>> corners([(0, 0.0), (1, 0.0), (2, 5.0), (3, 5.0)], 10)
     [(0, 0.0), (2, 5.0), (3, 5.0)]
     """
-    kept = [p for i, p in enumerate(points) if i == 0 or p[1] != points[i - 1][1]]
+    # The same share may have been computed in two ways that differ in the last bit.
+    kept = [p for i, p in enumerate(points) if i == 0 or not math.isclose(p[1], points[i - 1][1], rel_tol=1e-12)]
     every = -(-len(kept) // max(2, limit))
     kept = kept[::every] + ([kept[-1]] if every > 1 and (len(kept) - 1) % every else [])
     return kept + ([points[-1]] if points and kept[-1] != points[-1] else [])
@@ -149,7 +151,8 @@ def _sparsity(chain: Chain) -> Lines | None:
     if not points:
         return None
     drawn = corners(points, LIMIT)
-    changes = [p for before, p in zip(drawn, drawn[1:], strict=False) if p[1] != before[1]]
+    pairs = zip(drawn, drawn[1:], strict=False)
+    changes = [p for before, p in pairs if not math.isclose(p[1], before[1], rel_tol=1e-12)]
     series = [Series("sparsity", tuple(drawn), stepped=True)]
     if changes and len(changes) <= LIMIT // 2:
         series.append(Series("pruning", tuple(changes), dots=True))

@@ -132,7 +132,7 @@ def _most_hurt(table: Mapping[str, Any], rows: Sequence[dict[str, Any]]) -> str:
     return (
         f"Class {shorten(row['name'], NAME)} is hurt most: of {count(whole(row.get('count')))} the dense network has "
         f"{count(whole(row.get('right_before')))} right, the pruned one {count(whole(row.get('right_after')))}: "
-        f"{cell.text} (95 % interval {cell.span})."
+        f"{cell.text} (95 % interval of this class alone {cell.span})."
     )
 
 
@@ -170,5 +170,5 @@ def _perhaps_hurt(rows: Sequence[dict[str, Any]]) -> str:
     if not losses:
         return "No class has fewer right answers than before." if rows else ""
     _, cell, row = min(losses, key=lambda loss: loss[0])
-    span = f" (95 % interval {cell.span})" if cell.span else ""
-    return f"Class {shorten(row['name'], NAME)} loses most, {cell.text}{span}; chance alone could explain that."
+    told = f" (95 % interval of this class alone {cell.span}); chance alone could explain that" if cell.span else ""
+    return f"Class {shorten(row['name'], NAME)} loses most, {cell.text}{told}."

@@ -72,6 +72,7 @@ def _gallery(found: DamageRecord, name: str) -> Gallery | None:
         Item(
             place_of(found, samples, int(row)), found.class_name(int(labels[row])),
             tuple(_answer(found, samples, v, int(row)) for v in (0, after)), picture, size[1], size[0],
+            text_of(found, samples, int(row)),
         )
         for row, picture in zip(rows, pictures, strict=True)
     )  # fmt: skip
@@ -119,3 +120,12 @@ def place_of(found: DamageRecord, samples: Samples, row: int) -> str:
     if not found.tokens or "position" not in samples.arrays:
         return f"test example {index}"
     return f"test sequence {index}, token {int(samples.arrays['position'][row])}"
+
+
+def text_of(found: DamageRecord, samples: Samples, row: int) -> str:
+    """What a text says up to the place that was asked for; empty for other data."""
+    if "context" not in samples.arrays:
+        return ""
+    tokens = [found.class_name(int(token)) for token in samples.arrays["context"][row] if token >= 0]
+    between = "" if all(len(token) == 1 for token in tokens) else " "
+    return between.join(tokens).replace("\n", "↵ ")

@@ -166,10 +166,12 @@ def _band(group: Group) -> tuple[Number, Number, Number] | None:
     return middle, middle if low is None else low, middle if high is None else high
 
 
-def _ends(figure: Mapping[str, Any]) -> tuple[Number | None, Number | None]:
+def _ends(figure: Mapping[str, Any], bounded: bool = True) -> tuple[Number | None, Number | None]:
+    """The ends of an interval; those of an accuracy lie between 0 and 100 %, those of a change need not."""
     if figure["half"] is None:
         return None, None
-    return figure["mean"] - figure["half"], figure["mean"] + figure["half"]
+    low, high = figure["mean"] - figure["half"], figure["mean"] + figure["half"]
+    return (max(0.0, low), min(100.0, high)) if bounded else (low, high)
 
 
 def _value(name: str, value: Number | None) -> Cell:
@@ -219,7 +221,7 @@ def _dense_row(group: Group, shown: Sequence[str]) -> tuple[Cell, ...]:
 def _figure(figure: Mapping[str, Any] | None, change: bool) -> Cell:
     if figure is None:
         return EMPTY
-    middle, (low, high) = figure["mean"], _ends(figure)
+    middle, (low, high) = figure["mean"], _ends(figure, not change)
     text = fixed(middle, sign=True) if change else percent(middle)
     if low is None or high is None:
         return Cell(middle, text)
@@ -271,7 +273,8 @@ def _run(point: Point, setting: Setting, group: Group) -> tuple[Cell, ...]:
 def _reading(groups: Sequence[Group]) -> Section:
     more = [
         "Runs whose recipes differ in their seed alone are one setting. Its interval is Student's 95 % interval of the "
-        "mean over its runs; a setting with one run has none. Intervals in the table of runs are over test examples.",
+        "mean over its runs, cut off at 0 and 100 %; a setting with one run has none. Intervals in the table of runs "
+        "are over test examples.",
         "On the Pareto front is a setting when nothing that costs at most as much has a higher mean accuracy, the "
         "dense network included. It goes by means: neighbours whose intervals overlap may change places with other "
         "seeds.",

@@ -12,7 +12,9 @@ from secateur.report.views.rows import ACCURACY, FAST, FILE, KEPT, PACKED, TIME,
 from secateur.report.views.wording import headline, sentences
 
 _CAPTION = (
-    "Figures in small print are 95 % intervals. Weights are those that pruning may remove, parameters all there are. "
+    "Figures in small print are 95 % intervals. Each time was measured in turn with the one beside it; the dense one "
+    "beside the compiled network is dense torch, timed once more. "
+    "Weights are those that pruning may remove, parameters all there are. "
     "MACs: multiply-adds for one example; the effective ones leave zero weights out."
 )
 _UNMEASURED = (
