@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -33,6 +32,7 @@ from secateur.engine.exporting_files import (
     write_onnx,
     write_pt2,
 )
+from secateur.engine.machine import torch_threads
 from secateur.runtime import lower_export
 from secateur.runtime.lower_export import Exported as Traced
 
@@ -226,7 +226,7 @@ def _attempt(
         other = _other(call)
         sizes[_size(other)] = other
     eager = _eager(model, traced)
-    with frozen(eager), torch.no_grad(), _torch_threads(threads):
+    with frozen(eager), torch.no_grad(), torch_threads(threads):
         return opened, {size: _apart(eager, opened, given) for size, given in sizes.items()}
 
 
@@ -342,13 +342,3 @@ def _bytes(model: nn.Module) -> int:
     """Bytes of a network's parameters and buffers, a tied one once."""
     own = unwrap(model)
     return sum(t.numel() * t.element_size() for t in (*own.parameters(), *own.buffers()))
-
-
-@contextlib.contextmanager
-def _torch_threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from secateur.core.names import owners
 from secateur.core.task import call, frozen
+from secateur.engine.machine import torch_threads
 from secateur.probes._still import unchanged
 from secateur.runtime.session import Session
 
@@ -48,7 +47,7 @@ def layer_times(
     batch = len(arrays[0]) if arrays and arrays[0].ndim else 1
     steps: list[list[dict[str, Any]]] = []
     with (
-        Session(plan, threads=threads) as session, _threads(threads), unchanged(), frozen(dense),
+        Session(plan, threads=threads) as session, torch_threads(threads), unchanged(), frozen(dense),
         _Clock(dense, tensors) as clock,
     ):  # fmt: skip
         session.profile(True)
@@ -125,16 +124,6 @@ def _tensors(node: str, weights: tuple[str, ...], tensors: Mapping[str, Any]) ->
     """Prunable tensors that a step computes with: those it names, else those of the module it is named after."""
     found = [name for name in weights if name in tensors]
     return found or ([name for name in tensors if name.rpartition(".")[0] == node] if weights else [])
-
-
-@contextlib.contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _median(values: list[float]) -> float:
