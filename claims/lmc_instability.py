@@ -133,6 +133,9 @@ CLAIM = Claim(
     ),
     minutes=25.0,
     data=("mnist", "cifar10"),
+    analysis="Rewinding lost in every seed, by 0.8 to 0.9 points of some 51. A network rewound to 20 % of the steps "
+    "trains for the remaining 80 % in each round, one reset to the beginning for all of them, and eight epochs on "
+    "4,000 images leave both far from trained out; whether the shorter training is the reason was not tried.",
 )
 
 if __name__ == "__main__":
