@@ -192,10 +192,6 @@ def _point(folder: Path, notes: list[str], homes: dict[Path, Number | None]) -> 
     return made
 
 
-def _doubtful(step: StepRecord) -> bool:
-    return bool(doubts(step.folder, step.card, step.verdict))
-
-
 def _of_verdict(run: RunRecord, step: StepRecord) -> Point | None:
     """From a measure step."""
     dense, pruned, change = (readings(step.verdict.get(group)) for group in ("dense", "pruned", "change"))

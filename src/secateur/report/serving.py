@@ -111,8 +111,7 @@ class Server(ThreadingHTTPServer):
         try:
             address = ipaddress.ip_address(name)
         except ValueError:
-            own = socket.gethostname().lower()
-            return not self.local and (name == own or name.startswith(f"{own.partition('.')[0]}."))
+            return not self.local and name == socket.gethostname().lower()
         return address.is_loopback or not self.local
 
 
