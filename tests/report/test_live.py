@@ -267,6 +267,8 @@ def test_it_listens_on_this_machine_alone_unless_told_otherwise(home):
         assert not server.local
         assert ask(server, Host=f"192.168.0.7:{server.server_port}")[0] == 200
         assert ask(server, Host=f"evil.example:{server.server_port}")[0] == 421
+        assert ask(server, Host=f"{socket.gethostname()}:{server.server_port}")[0] == 200
+        assert ask(server, Host=f"{socket.gethostname()}.evil.example:{server.server_port}")[0] == 421
 
 
 def test_a_port_that_is_taken_is_one_clear_error(home, capsys):
