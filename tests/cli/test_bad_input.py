@@ -121,7 +121,7 @@ PRUNE = [
     (["--to", "sparsity 0.9", "--pattern", "nm"], "contradict"),
     (["--to", "params 10%", "--pattern", "nm"], "contradict"),
     (["--to", "macs 0.1x", "--pattern", "nm"], "contradict"),
-    (["--to", "keep 100", "--pattern", "nm", "--skip", "head*"], "NM(n=2, m=4) keeps 608 of 1,216 weights, not 100"),
+    (["--to", "keep 100", "--pattern", "nm", "--skip", "head*"], "2:4 keeps 608 of 1,216 weights, not 100"),
     (["--to", "sparsity 0.9", "--pattern", "nm", "--epochs", "1"], "contradict"),
     (["--to", "2:4", "--pattern", "block", "--epochs", "1"], "contradict"),
     (["--to", ""], "to is given as an empty text"),

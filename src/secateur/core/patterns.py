@@ -6,6 +6,7 @@ tensor is its output dimension, the others are its input dimensions.
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
@@ -61,6 +62,10 @@ class Pattern(ABC):
 class Unstructured(Pattern):
     """Single weights, anywhere."""
 
+    def __str__(self) -> str:
+        """As the command line takes it."""
+        return "unstructured"
+
     def unit_size(self, shape: tuple[int, ...]) -> int:
         """One."""
         return 1
@@ -90,6 +95,10 @@ class NM(Pattern):
     def __post_init__(self) -> None:
         if not (isinstance(self.n, int) and isinstance(self.m, int) and 1 <= self.n < self.m):
             raise UsageError(f"an N:M pattern needs whole numbers 1 <= n < m, not {self.n}:{self.m}; 2:4 is usual.")
+
+    def __str__(self) -> str:
+        """As the command line takes it, such as ``2:4``."""
+        return f"{self.n}:{self.m}"
 
     def unit_size(self, shape: tuple[int, ...]) -> int:
         """One."""
@@ -138,6 +147,10 @@ class Block(Pattern):
         if not (isinstance(self.rows, int) and isinstance(self.cols, int) and min(self.rows, self.cols) >= 1):
             raise UsageError(f"a block needs whole rows and cols of at least 1, not {self.rows}x{self.cols}.")
 
+    def __str__(self) -> str:
+        """As the command line takes it, such as ``4x1``."""
+        return f"{self.rows}x{self.cols}"
+
     def unit_size(self, shape: tuple[int, ...]) -> int:
         """``rows * cols``."""
         return self.rows * self.cols
@@ -170,6 +183,10 @@ class Block(Pattern):
 class Unit(Pattern):
     """Whole output units (rows of a matrix, filters of a convolution) as zeros."""
 
+    def __str__(self) -> str:
+        """As the command line takes it."""
+        return "unit"
+
     def unit_size(self, shape: tuple[int, ...]) -> int:
         """Weights of one output unit."""
         return _count(shape[1:])
@@ -187,6 +204,24 @@ class Unit(Pattern):
         self.check("score", tuple(score.shape))
         chosen = top_mask(self.unit_scores(score), keep)
         return chosen.reshape(-1, *[1] * (score.dim() - 1)).expand(score.shape).clone()
+
+
+def parse_pattern(text: str) -> Pattern:
+    """A pattern from the word that it prints as.
+
+    >>> parse_pattern("2:4"), parse_pattern("4x1"), parse_pattern("unstructured")
+    (NM(n=2, m=4), Block(rows=4, cols=1), Unstructured())
+
+    Raises:
+        UsageError: when the word is none.
+    """
+    word = str(text).strip().lower()
+    pair = re.fullmatch(r"(\d{1,6})([:x])(\d{1,6})", word)
+    if pair:
+        return (NM if pair[2] == ":" else Block)(int(pair[1]), int(pair[3]))
+    if word not in ("unstructured", "nm", "block", "unit"):
+        raise UsageError(f"the pattern {text!r} is not understood; write `unstructured`, `4x1`, `2:4` or `unit`.")
+    return PATTERNS[word]()
 
 
 PATTERNS: dict[str, type[Pattern]] = {"unstructured": Unstructured, "nm": NM, "block": Block, "unit": Unit}
