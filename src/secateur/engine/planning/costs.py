@@ -1,0 +1,161 @@
+"""What a network costs in milliseconds, layer by layer: everything that a forecast of any plan of it needs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from os import PathLike
+from typing import Any
+
+from torch import nn
+
+from secateur.core.errors import UsageError, nearest
+from secateur.core.streams import stream
+from secateur.engine.planning.curves import Curve
+from secateur.engine.planning.pattern_texts import pattern_text, read_pattern
+
+__all__ = ["Curve", "NetworkCost", "network_cost", "pattern_text", "random_plans", "read_pattern"]
+
+
+@dataclass(frozen=True)
+class NetworkCost:
+    """Milliseconds of a network's layers against their density.
+
+    Attributes:
+        layers: Prunable tensor to pattern (as `pattern_text` writes it) to curve.
+        dense: Milliseconds of each layer as it is now.
+        fixed: Milliseconds of everything else, what a call costs in itself included.
+        error: Relative error of a forecast that nine of ten stay within, from plans and shapes that were held out.
+        engine: ``secateur``, ``torch`` or ``onnxruntime``.
+        isa: Instruction set of the compiled core; the device of torch.
+        threads: Threads.
+        batch: Examples in a call.
+        left: Tensors without a curve, and why.
+        factor: What the table's milliseconds were multiplied by, so that they agree with the machine's speed now.
+        notes: What a user may want to know.
+    """
+
+    layers: Mapping[str, Mapping[str, Curve]]
+    dense: Mapping[str, float]
+    fixed: float
+    error: float
+    engine: str = "secateur"
+    isa: str = ""
+    threads: int = 1
+    batch: int = 1
+    left: Mapping[str, str] = field(default_factory=dict)
+    factor: float = 1.0
+    notes: tuple[str, ...] = ()
+
+    @property
+    def now(self) -> float:
+        """Milliseconds of the network as it is."""
+        return self.fixed + sum(self.dense.values())
+
+    def total(self, chosen: Mapping[str, tuple[str, float]]) -> float:
+        """Milliseconds of a plan: tensor to pattern and density. Tensors that it does not name stay as they are.
+
+        Raises:
+            UsageError: a tensor or pattern without a curve.
+        """
+        spared = sum(self.dense[name] - self.at(name, *choice) for name, choice in chosen.items())
+        return self.now - spared
+
+    def at(self, name: str, pattern: str, density: float) -> float:
+        """Milliseconds of one layer under a pattern at a density.
+
+        Raises:
+            UsageError: a tensor or pattern without a curve.
+        """
+        curves = self.layers.get(name)
+        if curves is None:
+            why = self.left.get(name)
+            raise UsageError(
+                f"there is no forecast of milliseconds for {name!r}: {why}."
+                if why
+                else f"no tensor with a forecast is called {name!r}. {nearest(name, self.layers)}"
+            )
+        if pattern not in curves:
+            raise UsageError(f"{name!r} has no forecast for the pattern {pattern!r}. {nearest(pattern, curves)}")
+        return curves[pattern].at(density)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        plain = {
+            name: getattr(self, name) for name in ("fixed", "error", "engine", "isa", "threads", "batch", "factor")
+        }
+        curves = {n: {p: curve.to_json() for p, curve in by.items()} for n, by in self.layers.items()}
+        several = {"dense": dict(self.dense), "left": dict(self.left), "notes": list(self.notes)}
+        return {**plain, **several, "layers": curves}
+
+
+def network_cost(
+    model: nn.Module,
+    example: Any,
+    *,
+    threads: int | None = None,
+    patterns: Sequence[str] = ("unstructured",),
+    engine: str = "secateur",
+    measure: bool = True,
+    cache: str | PathLike[str] | None = None,
+) -> NetworkCost:
+    """Milliseconds of every layer of a network against density and pattern, as it runs compiled from a file.
+
+    What is not yet known is measured in the network itself, with random zeros, and remembered for each processor,
+    layer and pattern: another plan, or another network with the same layers, measures only a few calls, by which the
+    remembered figures are brought to the machine's speed of the moment.
+
+    Args:
+        model: The network, on the CPU; left as it is.
+        example: One batch as it takes it.
+        threads: Threads of the engine; None takes one for each core that this process may use.
+        patterns: In words: `pattern_text`.
+        engine: ``secateur``, or an engine that zeros do not make faster: ``torch``, ``onnxruntime``.
+        measure: Whether layers that are not known may be measured; else their curves come from known shapes.
+        cache: Folder of the memory; None takes ``$SECATEUR_CACHE`` or ``~/.cache/secateur``.
+
+    Raises:
+        UsageError: an unknown engine or pattern; or no compiled core, without which there is no clock.
+        CaptureError: the network cannot be captured.
+        ModelError: it has no layer that can be pruned.
+
+    Cost: what is not known takes about twenty versions of the network, packed and called some dozen times each; else
+    one capture and some calls.
+    """
+    from secateur.engine.planning import engines, measuring
+
+    words = tuple(dict.fromkeys(pattern_text(read_pattern(word)) for word in patterns))
+    if not words:
+        raise UsageError("no pattern is given; name at least one, such as `unstructured`.")
+    if engine == "secateur":
+        return measuring.forecast(model, example, threads, words, measure, cache)
+    return engines.forecast(engine, model, example, threads, words)
+
+
+def random_plans(
+    cost: NetworkCost, count: int, seed: int = 0, least: float = 0.005, dense: float = 0.2
+) -> list[dict[str, tuple[str, float]]]:
+    """Plans drawn at random, each a function of the seed and its number: to compare forecasts with the clock.
+
+    Args:
+        cost: Of the network.
+        count: How many.
+        seed: Of everything random.
+        least: Densities lie between this and 1, log-uniform.
+        dense: Share of the layers that are left as they are.
+    """
+    import torch
+
+    plans = []
+    for number in range(count):
+        generator = stream(seed, "random plan", number)
+        chosen: dict[str, tuple[str, float]] = {}
+        for name, curves in cost.layers.items():
+            stay, which, place = torch.rand(3, generator=generator, dtype=torch.float64).tolist()
+            pattern = sorted(curves)[int(which * len(curves))]
+            fixed = curves[pattern].densities if ":" in pattern else ()
+            if stay >= dense:
+                chosen[name] = (pattern, fixed[0] if fixed else math.exp(place * math.log(least)))
+        plans.append(chosen)
+    return plans
