@@ -169,8 +169,18 @@ def _methods(p: argparse.ArgumentParser) -> None:
 
 
 def _doctor(p: argparse.ArgumentParser) -> None:
-    p.add_argument("path", nargs="?", metavar="FILE", help="a run folder, a .safetensors file or a saved state dict")
+    p.add_argument("path", nargs="?", metavar="FILE",
+                   help="a run folder, or weights of any format that is read (default: the machine)")  # fmt: skip
+    p.add_argument("--net", metavar="NAME", help="the network of the weights: tells what it ties and, with data, more")
+    p.add_argument("--data", metavar="NAME", help="data to compare BatchNorm's statistics with")
+    p.add_argument("--masks", metavar="FILE", help="the masks of the weights (default: those beside them)")
+    p.add_argument("--ema", metavar="FILE", help="an averaged copy, which should have the same zeros")
+    p.add_argument("--dense", metavar="FILE", help="the network before pruning")
+    p.add_argument("--fix", metavar="OUT", help="write a copy without the faults that can be mended")
+    p.add_argument("--all", action="store_true", help="show every tensor, also of a large network")
     p.add_argument("--data-dir", metavar="FOLDER", help="where data sets lie (default: $SECATEUR_DATA)")
+    p.add_argument("-s", "--set", action="append", default=[], metavar="A.B=VALUE", dest="settings",
+                   help="options of network or data, for example -s model.widths=[64,32]")  # fmt: skip
     p.add_argument("--json", action="store_true", help="print as JSON")
 
 
@@ -228,5 +238,6 @@ VERBS: dict[str, Verb] = {
     "watch": Verb("follow runs on a local page while they train; reads only", _watch, "watch",
                   "example:\n  secateur watch runs"),
     "methods": Verb("list the methods, or show the card of one", _methods, "methods"),
-    "doctor": Verb("look for what is wrong with this machine or a file of weights", _doctor, "doctor"),
+    "doctor": Verb("look for what is wrong with this machine or a file of weights, and mend a copy", _doctor, "doctor",
+                   "example:\n  secateur doctor checkpoint.pt --fix mended.pt"),
 }  # fmt: skip

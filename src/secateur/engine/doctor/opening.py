@@ -1,0 +1,190 @@
+"""From a path to what the doctor looks at: a run folder, or a file of any format that is read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from secateur.core import streams
+from secateur.core.errors import FileError
+from secateur.core.files import read_tensors
+from secateur.core.masks import Masks
+from secateur.data import Dataset
+from secateur.data import load as load_data
+from secateur.engine.doctor.names import plain_names
+from secateur.engine.doctor.subject import Subject, real
+from secateur.engine.folder import CARD, MASKS, STRUCTURE, WEIGHTS, Artefact, resolve
+from secateur.engine.foreign import Foreign
+from secateur.engine.foreign import read as read_foreign
+from secateur.engine.rebuilding import resize
+from secateur.engine.recipe import Recipe
+from secateur.nets import build
+
+_AVERAGES = ("ema", "average", "avg", "shadow", "swa", "teacher")
+_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What is given beside the file.
+
+    Args:
+        net: name of the network, ``module:function`` or a ``.pt2`` file.
+        data: name of a data set.
+        masks: a file of masks.
+        ema: a file or folder with an averaged copy of the weights.
+        dense: a file or folder with the dense network that it came from.
+        data_dir: where data sets lie.
+        options: tables ``model`` and ``data`` with options, as in a recipe.
+    """
+
+    net: str | None = None
+    data: str | None = None
+    masks: Path | None = None
+    ema: Path | None = None
+    dense: Path | None = None
+    data_dir: str | None = None
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a subject came from, so that a copy of the same kind can be written."""
+
+    artefact: Artefact | None = None
+    foreign: Foreign | None = None
+
+
+def open_subject(path: Path, beside: Beside) -> tuple[Subject, Source]:
+    """Read a file or folder, and what is given beside it.
+
+    Raises:
+        SecateurError: when something is missing, damaged or does not fit.
+    """
+    subject, source = _ours(path) if _is_ours(path) else _foreign(path)
+    if beside.masks is not None:
+        subject = replace(subject, masks=read_masks(beside.masks), masked=True)
+    if beside.ema is not None:
+        averages = {**subject.averages, str(beside.ema): _tensors(beside.ema)}
+        subject = replace(subject, averages=averages, outside=frozenset({str(beside.ema)}))
+    if beside.dense is not None:
+        dense = _tensors(beside.dense)
+        new = plain_names(dense)
+        subject = replace(subject, dense={new.get(name, name): tensor for name, tensor in dense.items()})
+    recipe = _recipe(beside)
+    if beside.data is not None:
+        subject = replace(subject, data=_data(recipe, beside))
+    net = _network(recipe, subject, source.artefact)
+    return (replace(subject, net=net) if net is not None else subject), source
+
+
+def _is_ours(path: Path) -> bool:
+    if not path.is_dir():
+        return False
+    foreign = (path / "config.json").is_file() or any(path.glob("*.index.json"))
+    return (path / CARD).is_file() or not foreign
+
+
+def _ours(path: Path) -> tuple[Subject, Source]:
+    artefact = Artefact.open(resolve(path))
+    tied = artefact.structure.get("tied", {})
+    subject = Subject(
+        artefact.folder, "folder", artefact.state(), dict(artefact.masks()), True,
+        tuple((first, *others) for first, others in tied.items()),
+    )  # fmt: skip
+    return subject, Source(artefact)
+
+
+def _foreign(path: Path) -> tuple[Subject, Source]:
+    found = read_foreign(path)
+    beside = path.parent / MASKS
+    masked = path.name == WEIGHTS and beside.is_file()
+    masks = dict(Masks.load(beside)) if masked else {}
+    averages = {
+        name: _by_name(tensors, found.tensors)
+        for name, tensors in found.facts.get("others", {}).items()
+        if any(word in name.lower() for word in _AVERAGES)
+    }
+    optimizer = found.facts.get("optimizer")
+    subject = Subject(
+        path, found.kind, found.tensors, masks, masked, found.ties, averages,
+        optimizer=optimizer if isinstance(optimizer, Mapping) else None, stored=found.stored,
+    )  # fmt: skip
+    return subject, Source(None, found)
+
+
+def _by_name(average: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """An average that is a mere list of tensors, under the names of the parameters in their order where these fit."""
+    return {new: average[old] for old, new in names_of(average, tensors).items()}
+
+
+def names_of(average: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """The name that each tensor of an average has in the network, by the one it has in the file."""
+    if not all(name.isdigit() for name in average):
+        return {name: name for name in average}
+    parameters = [n for n, t in tensors.items() if t.is_floating_point() and not n.endswith(_STATISTICS)]
+    fits = len(parameters) == len(average) and all(
+        tensors[name].shape == tensor.shape for name, tensor in zip(parameters, average.values(), strict=True)
+    )
+    return dict(zip(average, parameters, strict=True)) if fits else {name: name for name in average}
+
+
+def read_masks(path: Path) -> dict[str, Tensor]:
+    """Masks (True = kept) from a file of this library, a step's folder, or tensors of zeros and ones by name.
+
+    Raises:
+        FileError: when it is damaged, or holds no masks.
+    """
+    if path.is_dir():
+        return dict(Artefact.open(resolve(path)).masks())
+    if path.suffix == ".safetensors" and read_tensors(path)[1].get("format", "").startswith("secateur.masks"):
+        return dict(Masks.load(path))
+    found = {}
+    for name, tensor in read_foreign(path).tensors.items():
+        values = real(tensor)
+        if tensor.dtype == torch.bool or bool(((values == 0) | (values == 1)).all()):
+            found[name.removesuffix("_mask")] = values != 0
+    if not found:
+        raise FileError(f"{path} holds no masks: no tensor of only zeros and ones. Give masks.safetensors of a run.")
+    return found
+
+
+def _tensors(path: Path) -> Mapping[str, Tensor]:
+    if _is_ours(path):
+        return Artefact.open(resolve(path)).state()
+    return read_foreign(path).tensors
+
+
+def _recipe(beside: Beside) -> Recipe:
+    """The network and the data as a recipe names them, so that options mean the same everywhere."""
+    model = {**beside.options.get("model", {}), **({"use": beside.net} if beside.net else {})}
+    data = {**beside.options.get("data", {}), **({"use": beside.data} if beside.data else {})}
+    return Recipe.from_table({"model": model, "data": data, "step": [{"do": "measure"}]})
+
+
+def _data(recipe: Recipe, beside: Beside) -> Dataset:
+    spec = recipe.data
+    data = load_data(spec.use, beside.data_dir, **spec.options)
+    return data.subset(spec.train, len(data.test), 0) if spec.train else data
+
+
+def _network(recipe: Recipe, subject: Subject, artefact: Artefact | None) -> nn.Module | None:
+    """The network that is named, or with data the one that a folder names; weights are those it is built with."""
+    data, spec = subject.data, recipe.model
+    shape, outputs = (tuple(data.input_shape), data.outputs) if data is not None else (None, None)
+    with streams.seeded(0, "doctor"):
+        if spec.use:
+            net = build(spec.use, shape, outputs, **spec.options)
+        elif artefact is not None and data is not None:
+            about = artefact.structure["model"]
+            net = build(about["use"], shape, outputs, **about["options"])
+        else:
+            return None
+    if artefact is not None:
+        resize(net, artefact.structure, artefact.buffers(), str(artefact.folder / STRUCTURE))
+    return net

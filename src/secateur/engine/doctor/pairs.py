@@ -1,0 +1,199 @@
+"""Tensors that belong to each other and have come apart: tied weights, averaged copies, an optimizer's memory."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from secateur.core.names import aliases
+from secateur.engine.doctor.findings import Check, Finding
+from secateur.engine.doctor.masked import pruned
+from secateur.engine.doctor.names import plain_names
+from secateur.engine.doctor.subject import Subject, real
+
+_SAMPLE = 256
+_ENOUGH = 16  # equal weights that two tensors must share before one can be a copy of the other
+_REVIVING = ("momentum_buffer", "exp_avg", "mu", "m")
+
+
+def _tied_names(subject: Subject) -> list[tuple[str, str]]:
+    """Pairs that must be equal: the network ties them."""
+    groups = list(aliases(subject.net).values()) if subject.net is not None else []
+    names = [[name for name in group if name in subject.tensors] for group in groups]
+    return [(group[0], other) for group in names for other in group[1:]]
+
+
+def _alike(subject: Subject) -> Iterator[tuple[str, str]]:
+    """Pairs of one shape, of different places in the network, that are equal but for some weights."""
+    matrices = [(name, t) for name, t in subject.matrices().items() if t.numel() >= 4 * _ENOUGH]
+    place = {name: re.sub(r"\d+", "#", name) for name, _ in matrices}
+    for i, (one, a) in enumerate(matrices):
+        for other, b in matrices[i + 1 :]:
+            if a.shape == b.shape and a.dtype == b.dtype and place[one] != place[other] and _copies(real(a), real(b)):
+                yield one, other
+
+
+def _copies(a: Tensor, b: Tensor) -> bool:
+    """Whether one tensor is the other with some weights pruned, or with a few changed."""
+    if torch.equal(a, b):
+        return False
+    one, two = a.flatten(), b.flatten()
+    for x, y in ((one, two), (two, one)):
+        probe = (x != 0).nonzero().flatten()[: _SAMPLE * 16 : 16]
+        if not len(probe) or float((x[probe] == y[probe]).double().mean()) < 0.9:
+            continue
+        kept = x != 0
+        if int(kept.sum()) >= _ENOUGH and bool((x[kept] == y[kept]).all()):
+            return True
+    differ = int((one != two).sum())
+    return differ * 100 <= one.numel() and int(((one == two) & (one != 0)).sum()) >= _ENOUGH
+
+
+def _winner(a: Tensor, b: Tensor) -> str:
+    """Which of two tensors is the other one pruned: ``"first"``, ``"second"``, or neither."""
+    one, two = real(a), real(b)
+    for name, x, y in (("first", one, two), ("second", two, one)):
+        if bool((x[x != 0] == y[x != 0]).all()) and bool((x == 0).any()):
+            return name
+    return ""
+
+
+def _apart(subject: Subject) -> list[Finding]:
+    known = _tied_names(subject)
+    pairs = known if subject.net is not None else list(_alike(subject))
+    found = []
+    for one, other in pairs:
+        a, b = subject.tensors[one], subject.tensors[other]
+        if a.shape != b.shape or torch.equal(real(a), real(b)):
+            continue
+        count, which = int((real(a) != real(b)).sum()), _winner(a, b)
+        sparse, dense = (one, other) if which == "first" else (other, one)
+        why = f"`{sparse}` is pruned where `{dense}` is not" if which else "neither is the other one pruned"
+        cure = f"`state[{dense!r}] = state[{sparse!r}]`" if which else "take both from one checkpoint"
+        tied = "the network ties" if subject.net is not None else "look tied:"
+        said = f"{tied} `{one}` and `{other}`, but" if subject.net is not None else f"`{one}` and `{other}` {tied}"
+        found.append(Finding(
+            "ties apart", (one, other), f"{said} {count:,} of {a.numel():,} values differ; {why}", count, cure,
+            bool(which),
+        ))  # fmt: skip
+    return found
+
+
+def _tie(subject: Subject, finding: Finding) -> Subject:
+    one, other = finding.tensors
+    which = _winner(subject.tensors[one], subject.tensors[other])
+    if not which:
+        return subject
+    source, target = (one, other) if which == "first" else (other, one)
+    return subject.changed({target: subject.tensors[source].clone()})
+
+
+def _averaged(subject: Subject) -> list[Finding]:
+    found = []
+    for copy, tensors in subject.averages.items():
+        there = {plain_names(tensors).get(name, name): name for name in tensors}
+        outside = copy in subject.outside
+        for name in subject.matrices():
+            gone = pruned(subject, name)
+            if gone is None or name not in there or tensors[there[name]].shape != gone.shape:
+                continue
+            alive = int((real(tensors[there[name]]).ne(0) & gone).sum())
+            if alive:
+                found.append(Finding(
+                    "average not pruned", (name,),
+                    f"{alive:,} of {int(gone.sum()):,} pruned weights of `{name}` are not zero in the average `{copy}`",
+                    alive, "mask the average too: `masks.hold(model, optimizer, also=[ema])` in training, or now "
+                    f"`ema[{there[name]!r}][state[{name!r}] == 0] = 0`", not outside,
+                ))  # fmt: skip
+    return found
+
+
+def _mask_average(subject: Subject, finding: Finding) -> Subject:
+    (name,) = finding.tensors
+    gone = pruned(subject, name)
+    if gone is None:
+        return subject
+    averages = {copy: dict(tensors) for copy, tensors in subject.averages.items()}
+    for copy, tensors in averages.items():
+        for old in [] if copy in subject.outside else list(tensors):
+            if plain_names(tensors).get(old, old) == name and tensors[old].shape == gone.shape:
+                tensors[old] = real(tensors[old]).masked_fill(gone, 0.0).to(tensors[old].dtype)
+    return replace(subject, averages=averages)
+
+
+def optimized(subject: Subject) -> dict[Any, str]:
+    """Which tensor each entry of the optimizer's state belongs to; empty where that is not certain."""
+    state = subject.optimizer
+    if state is None or not isinstance(state.get("param_groups"), list) or not isinstance(state.get("state"), Mapping):
+        return {}
+    groups = [group for group in state["param_groups"] if isinstance(group, Mapping)]
+    keys = [key for group in groups for key in group.get("params", [])]
+    told = [name for group in groups for name in group.get("param_names", [])]
+    buffers = ("running_mean", "running_var", "num_batches_tracked")
+    names = told or [
+        name
+        for name, tensor in subject.tensors.items()
+        if tensor.is_floating_point() and not name.endswith(buffers) and not subject.is_mask(name)
+    ]
+    if len(names) != len(keys) or any(name not in subject.tensors for name in names):
+        return {}
+    pairs = dict(zip(keys, names, strict=True))
+    for key, name in pairs.items():
+        shapes = {tuple(t.shape) for t in _memory(state["state"].get(key)).values()}
+        if shapes - {tuple(subject.tensors[name].shape)}:
+            return {}
+    return pairs
+
+
+def _memory(entry: object) -> dict[str, Tensor]:
+    """The tensors of one parameter's state that are as large as itself."""
+    if not isinstance(entry, Mapping):
+        return {}
+    return {
+        str(key): value for key, value in entry.items() if isinstance(value, Tensor) and value.dim() and key != "step"
+    }
+
+
+def _zombies(subject: Subject) -> list[Finding]:
+    found = []
+    state = (subject.optimizer or {}).get("state", {})
+    for key, name in optimized(subject).items():
+        gone = pruned(subject, name) if subject.tensors[name].dim() >= 2 else None
+        memory = _memory(state.get(key))
+        moving = [t for what, t in memory.items() if what in _REVIVING and t.shape == subject.tensors[name].shape]
+        if gone is None or not moving:
+            continue
+        alive = int(sum((t != 0) & gone for t in moving).bool().sum())  # type: ignore[union-attr]
+        if alive:
+            found.append(Finding(
+                "optimizer revives", (name,),
+                f"the optimizer in the file still moves {alive:,} of {int(gone.sum()):,} pruned weights of `{name}`: "
+                "its momentum there is not zero", alive,
+                "clear it before saving: `masks.hold(model, optimizer)`, or begin training with a new optimizer", True,
+            ))  # fmt: skip
+    return found
+
+
+def _forget(subject: Subject, finding: Finding) -> Subject:
+    (name,) = finding.tensors
+    gone = pruned(subject, name)
+    if gone is None or subject.optimizer is None:
+        return subject
+    key = next(key for key, other in optimized(subject).items() if other == name)
+    entry = dict(subject.optimizer["state"][key])
+    for what, tensor in _memory(entry).items():
+        if tensor.shape == gone.shape:
+            entry[what] = tensor.masked_fill(gone, 0)
+    return replace(subject, optimizer={**subject.optimizer, "state": {**subject.optimizer["state"], key: entry}})
+
+
+CHECKS = {
+    "ties": Check(_apart, _tie),
+    "averages": Check(_averaged, _mask_average),
+    "optimizer": Check(_zombies, _forget),
+}

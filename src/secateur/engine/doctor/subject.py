@@ -1,0 +1,107 @@
+"""What is looked at: the tensors of a file, and whatever else is known of them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from secateur.data import Dataset
+
+_LOOKUP = re.compile(r"emb|wte|wpe|position|token", re.IGNORECASE)
+_RECURRENT = re.compile(r"weight_(ih|hh|hr)(_|$)")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The tensors of a file with all that is known of them.
+
+    Args:
+        path: the file or the folder of a step.
+        kind: its format.
+        tensors: by name, decoded.
+        masks: which weights are kept, by name; they may belong to another network.
+        masked: whether there are masks at all.
+        ties: groups of names that the file stores once or the network ties.
+        averages: averaged copies of the weights, by the name of the copy.
+        outside: names of averaged copies that lie in another file.
+        dense: the network that it came from.
+        optimizer: state of the optimizer, as ``torch`` saves it.
+        net: the network, without these weights.
+        data: examples, for statistics.
+        stored: how tensors lie in the file where not plain.
+    """
+
+    path: Path
+    kind: str
+    tensors: Mapping[str, Tensor]
+    masks: Mapping[str, Tensor] = field(default_factory=dict)
+    masked: bool = False
+    ties: tuple[tuple[str, ...], ...] = ()
+    averages: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    outside: frozenset[str] = frozenset()
+    dense: Mapping[str, Tensor] = field(default_factory=dict)
+    optimizer: Mapping[str, Any] | None = None
+    net: nn.Module | None = None
+    data: Dataset | None = None
+    stored: Mapping[str, str] = field(default_factory=dict)
+
+    def changed(self, new: Mapping[str, Tensor], gone: frozenset[str] = frozenset()) -> Subject:
+        """With some tensors replaced or added, and others left out; the order stays."""
+        whole = {name: new.get(name, tensor) for name, tensor in self.tensors.items() if name not in gone}
+        whole.update({name: tensor for name, tensor in new.items() if name not in whole})
+        return replace(self, tensors=whole)
+
+    def matrices(self) -> dict[str, Tensor]:
+        """Floating tensors of two dimensions or more that are no mask of ``torch.nn.utils.prune``."""
+        return {
+            name: tensor
+            for name, tensor in self.tensors.items()
+            if tensor.is_floating_point() and tensor.dim() >= 2 and tensor.numel() and not self.is_mask(name)
+        }
+
+    def weights(self) -> dict[str, Tensor]:
+        """Matrices whose rows are outputs and whose columns are inputs: no lookup tables, no free parameters."""
+        return {
+            name: tensor
+            for name, tensor in self.matrices().items()
+            if not _LOOKUP.search(name) and ("weight" in name.rpartition(".")[2] or self.kind == "onnx")
+        }
+
+    def is_mask(self, name: str) -> bool:
+        """Whether a tensor is the mask that a pruning left beside a weight."""
+        stem = name.removesuffix("_mask")
+        return stem != name and f"{stem}_orig" in self.tensors or bool(re.search(r"parametrizations\..*\.\d+\.", name))
+
+
+def recurrent(name: str) -> bool:
+    """Whether a weight is one of two whose products are summed, so that a row of zeros says nothing of the unit.
+
+    >>> recurrent("cell.weight_ih_l0"), recurrent("fc.weight")
+    (True, False)
+    """
+    return bool(_RECURRENT.search(name.rpartition(".")[2]))
+
+
+def real(tensor: Tensor) -> Tensor:
+    """The values in a type that torch can compare: float8 becomes float32, anything else stays.
+
+    >>> import torch
+    >>> real(torch.ones(2, dtype=torch.bfloat16)).dtype
+    torch.bfloat16
+    """
+    return tensor.float() if tensor.is_floating_point() and tensor.element_size() == 1 else tensor.detach()
+
+
+def zeros(tensor: Tensor) -> int:
+    """How many values are exactly zero.
+
+    >>> import torch
+    >>> zeros(torch.tensor([0.0, -0.0, 1.0]))
+    2
+    """
+    return int((real(tensor) == 0).sum())

@@ -1,0 +1,120 @@
+"""Units that do nothing, and zeros that take room: what pruning left to be gained. Notes, no faults."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from secateur.engine.doctor.findings import Check, Finding, listed
+from secateur.engine.doctor.names import parts
+from secateur.engine.doctor.subject import Subject, real, recurrent, zeros
+
+_MUCH = 0.5  # share of zeros from which on the file is worth packing
+_SPARE = 1 << 16  # bytes of zeros below which nobody cares
+
+
+def _command(subject: Subject) -> str:
+    """A command that removes units from what was looked at."""
+    given = "" if subject.path.is_dir() else " --net NAME --data NAME"
+    return f'secateur shrink {subject.path}{given} --to "units 0.9x"'
+
+
+def silent_rows(subject: Subject, name: str) -> Tensor:
+    """Outputs of a weight that are the same whatever comes in: rows of zeros."""
+    return (real(subject.tensors[name]).flatten(1) == 0).all(1)
+
+
+def _dead(subject: Subject) -> list[Finding]:
+    found = []
+    for name in subject.weights():
+        rows = silent_rows(subject, name)
+        count = int(rows.sum())
+        if not count or count == len(rows) or recurrent(name):
+            continue
+        bias = subject.tensors.get(f"{name.removesuffix('weight')}bias") if name.endswith("weight") else None
+        fixed = bias is not None and bias.shape == rows.shape and bool((real(bias)[rows] != 0).any())
+        gives = "give nothing but their bias" if fixed else "are always zero"
+        found.append(Finding(
+            "dead units", (name,), f"{count:,} of {len(rows):,} outputs of `{name}` {gives}, and are still computed",
+            count, _command(subject), severity="note",
+        ))  # fmt: skip
+    return found + _unread(subject) + _closed_scales(subject)
+
+
+def _unread(subject: Subject) -> list[Finding]:
+    """Inputs that a weight never looks at: what comes before computes them for nothing."""
+    found = []
+    for name, tensor in subject.weights().items():
+        if tensor.shape[1] == 1 or recurrent(name):
+            continue
+        columns = (real(tensor).transpose(0, 1).flatten(1) == 0).all(1)
+        count = int(columns.sum())
+        if count and count < len(columns):
+            found.append(Finding(
+                "unread inputs", (name,), f"{count:,} of {len(columns):,} inputs of `{name}` meet no weight: what "
+                "computes them works for nothing, unless something else reads them", count, _command(subject),
+                severity="note",
+            ))  # fmt: skip
+    return found
+
+
+def _closed_scales(subject: Subject) -> list[Finding]:
+    """Channels that a BatchNorm multiplies by zero."""
+    found = []
+    for name in subject.tensors:
+        stem = name.removesuffix("running_var")
+        scale = subject.tensors.get(f"{stem}weight")
+        if stem == name or scale is None:
+            continue
+        count = zeros(scale)
+        if count and count < scale.numel():
+            found.append(Finding(
+                "dead units", (f"{stem}weight",),
+                f"{count:,} of {scale.numel():,} channels are multiplied by zero in `{stem}weight`, and are still "
+                "computed", count, _command(subject), severity="note",
+            ))  # fmt: skip
+    return found
+
+
+def _dense_zeros(subject: Subject) -> list[Finding]:
+    """Zeros that are stored like any other number."""
+    plain = {n: t for n, t in subject.matrices().items() if subject.stored.get(n, "plain") == "plain"}
+    hidden = {original for original, _ in parts(subject.tensors).values()}
+    bytes_of_zeros = sum(zeros(t) * t.element_size() for n, t in plain.items() if n not in hidden)
+    whole = sum(t.nbytes for t in plain.values())
+    if not whole or bytes_of_zeros < max(_SPARE, _MUCH * whole):
+        return []
+    names = [name for name, tensor in plain.items() if zeros(tensor) > tensor.numel() * _MUCH]
+    weights = subject.path / "weights.safetensors" if subject.path.is_dir() else subject.path
+    cure = f"pack it for keeping: `gzip -k {weights}`"
+    if subject.path.is_dir():
+        cure += f'; to run it, `secateur.compile("{subject.path}")` skips them'
+    return [Finding(
+        "zeros stored", tuple(names),
+        f"{bytes_of_zeros / 1e6:,.1f} of {whole / 1e6:,.1f} MB are zeros that are stored and loaded like other numbers",
+        len(names), cure, severity="note",
+    )]  # fmt: skip
+
+
+def _scattered(subject: Subject) -> list[Finding]:
+    """One layer or many without any zero in a network that is otherwise pruned: often forgotten, sometimes meant."""
+    weights = {n: t for n, t in subject.weights().items() if not subject.is_mask(n)}
+    if subject.masked or not weights:
+        return []
+    total, none = sum(t.numel() for t in weights.values()), {n: zeros(t) for n, t in weights.items()}
+    if sum(none.values()) < _MUCH * total:
+        return []
+    dense = [n for n, count in none.items() if not count and weights[n].numel() * 20 > total]
+    if not dense:
+        return []
+    return [Finding(
+        "left dense", tuple(dense),
+        f"{listed(dense)}: no zeros at all, though the network is pruned to {sum(none.values()) / total:.0%}",
+        len(dense), "if that is not meant, prune again without `--skip`", severity="note",
+    )]  # fmt: skip
+
+
+CHECKS = {
+    "dead": Check(_dead),
+    "zeros": Check(_dense_zeros),
+    "left": Check(_scattered),
+}
