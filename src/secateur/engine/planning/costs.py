@@ -11,11 +11,11 @@ from typing import Any
 from torch import nn
 
 from secateur.core.errors import UsageError, nearest
+from secateur.core.patterns import parse_pattern
 from secateur.core.streams import stream
 from secateur.engine.planning.curves import Curve
-from secateur.engine.planning.pattern_texts import pattern_text, read_pattern
 
-__all__ = ["Curve", "NetworkCost", "network_cost", "pattern_text", "random_plans", "read_pattern"]
+__all__ = ["Curve", "NetworkCost", "network_cost", "random_plans"]
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class NetworkCost:
     """Milliseconds of a network's layers against their density.
 
     Attributes:
-        layers: Prunable tensor to pattern (as `pattern_text` writes it) to curve.
+        layers: Prunable tensor to pattern (``unstructured``, ``4x1``, ``2:4``) to curve.
         dense: Milliseconds of each layer as it is now.
         fixed: Milliseconds of everything else, what a call costs in itself included.
         error: Relative error of a forecast that nine of ten stay within, from plans and shapes that were held out.
@@ -110,7 +110,7 @@ def network_cost(
         model: The network, on the CPU; left as it is.
         example: One batch as it takes it.
         threads: Threads of the engine; None takes one for each core that this process may use.
-        patterns: In words: `pattern_text`.
+        patterns: In words: ``unstructured``, ``4x1``, ``2:4``.
         engine: ``secateur``, or an engine that zeros do not make faster: ``torch``, ``onnxruntime``.
         measure: Whether layers that are not known may be measured; else their curves come from known shapes.
         cache: Folder of the memory; None takes ``$SECATEUR_CACHE`` or ``~/.cache/secateur``.
@@ -125,7 +125,7 @@ def network_cost(
     """
     from secateur.engine.planning import engines, measuring
 
-    words = tuple(dict.fromkeys(pattern_text(read_pattern(word)) for word in patterns))
+    words = tuple(dict.fromkeys(str(parse_pattern(word)) for word in patterns))
     if not words:
         raise UsageError("no pattern is given; name at least one, such as `unstructured`.")
     if engine == "secateur":
