@@ -25,6 +25,7 @@ _PLACES = {
     "choose": "core.choose",
     "coverage": "core.prunable",
     "Plan": "engine",
+    "LayerPlan": "engine",
     "Cut": "engine",
     "plan": "engine",
     "prune": "engine",
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
     from secateur.core.sockets import Solver as Solver
     from secateur.core.task import Task as Task
     from secateur.engine import Cut as Cut
+    from secateur.engine import LayerPlan as LayerPlan
     from secateur.engine import Plan as Plan
     from secateur.engine import Recipe as Recipe
     from secateur.engine import Runner as Runner

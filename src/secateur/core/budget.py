@@ -62,8 +62,8 @@ def parse_target(text: str) -> Target:
     kind, unit = match[1] or "sparsity", match[3] or ""
     if kind in ("ms", "latency", "bytes", "loss", "accuracy"):
         raise UsageError(
-            f"targets in {kind} need a forecast that this version does not make yet; write {_FORM}, "
-            "and read the measured figure in the verdict."
+            f"a target in {kind} needs a plan layer by layer: `secateur plan RUN --to {text!r} -o plan.json`, then "
+            f"`secateur prune RUN --plan plan.json`. Here write {_FORM}."
         )
     if kind not in ("sparsity", "params", "macs", "keep"):
         raise UsageError(f"the target {text!r} names no known quantity ({kind!r}); write {_FORM}.")

@@ -29,6 +29,9 @@ from secateur.engine.cutting import prune as carry_out
 from secateur.engine.folder import Artefact, load_state, structure_of
 from secateur.engine.folder import save as save_folder
 from secateur.engine.loop import Training, needs_teacher
+from secateur.engine.planning.plans import LayerPlan
+from secateur.engine.planning.targets import is_aim
+from secateur.engine.planning.verbs import carry_out_plan, plan
 from secateur.engine.rebuilding import resize
 from secateur.engine.recipe import TrainStep
 from secateur.engine.solving import solve
@@ -132,7 +135,7 @@ def train(
 
 def prune(
     task: Task,
-    plan_or_to: Plan | str | Target | None = None,
+    plan_or_to: Plan | LayerPlan | str | Target | None = None,
     *,
     solver: Solver | None = None,
     inputs: Inputs = "sequential",
@@ -148,7 +151,7 @@ def prune(
     Args:
         task: network, loss (mean over examples) and data for scores, layers and forecast.
         plan_or_to: a plan, or the target of one (see :func:`plan` for the default). With a solver a plan says only how
-            many weights go.
+            many weights go. A plan layer by layer says everything itself, its solver too.
         solver: chooses which weights go and moves the others to make up for them; without one none moves.
         inputs: what a solver's layers are given: the inputs from the network pruned so far (``"sequential"``), or from
             the ``"dense"`` one.
@@ -165,6 +168,13 @@ def prune(
     Raises:
         SecateurError: as :func:`plan`; nothing was changed then.
     """
+    if isinstance(plan_or_to, str) and ("patterns" in options or is_aim(plan_or_to)):
+        plan_or_to = plan(task, plan_or_to, **options, solver=solver, inputs=inputs)
+        solver, inputs, options = None, "sequential", {"example": options.get("example")}
+    if isinstance(plan_or_to, LayerPlan):
+        if solver is not None or inputs != "sequential" or curvature != "layers" or rounds != 1:
+            raise UsageError("a plan layer by layer names its own solver; make it with plan(..., solver=...).")
+        return carry_out_plan(task, plan_or_to, optimizer=optimizer, also=also, **options)
     if solver is None:
         if inputs != "sequential" or curvature != "layers" or rounds != 1:
             raise UsageError("inputs, curvature and rounds are for solvers; pass solver=..., or leave them out.")

@@ -75,7 +75,12 @@ def check_layers(task: Task, made: Plan) -> None:
 
 
 def compensate(
-    task: Task, made: Plan, solver: Solver, pattern: Pattern, inputs: Inputs = "sequential", forecast: bool = True
+    task: Task,
+    made: Plan,
+    solver: Solver,
+    pattern: Pattern | Mapping[str, Pattern],
+    inputs: Inputs = "sequential",
+    forecast: bool = True,
 ) -> tuple[Plan, list[LayerCut]]:
     """Prune the task's network in place, layer by layer in the order in which they run.
 
@@ -83,7 +88,7 @@ def compensate(
         task: network, loss and the examples that layers are solved on.
         made: how many weights each tensor keeps.
         solver: chooses and compensates.
-        pattern: which shapes zeros may take.
+        pattern: which shapes zeros may take; one for all tensors, or one for each by name.
         inputs: ``"sequential"``: what reaches a layer once those before it are pruned; ``"dense"``: what reached it
             before anything was.
         forecast: forecast and measure the rise of the loss for every layer, on the first 256 examples (two backward
@@ -108,7 +113,8 @@ def compensate(
         for name, modules in order.items():
             gram = early.pop(name, None) or _gram_of(task, {name: modules})[name]
             ranks[name] = seen(gram)
-            new, mask = _solve(solver, weights[name].detach(), gram, pattern, made.masks[name], name)
+            shape = pattern if isinstance(pattern, Pattern) else pattern[name]
+            new, mask = _solve(solver, weights[name].detach(), gram, shape, made.masks[name], name)
             done = _record(name, weights[name].detach(), new, mask, gram)
             if rises is not None:
                 first, second = rises.forecast(name, new - weights[name].detach())

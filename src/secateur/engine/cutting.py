@@ -114,6 +114,7 @@ class Cut:
         layers: what pruning did to each tensor, in the order in which they run, where it was asked for; a solver always
             tells.
         rounds: what a solver did to the whole network in each round.
+        planned: of a plan layer by layer, the forecast beside what came of it.
     """
 
     model: nn.Module
@@ -123,6 +124,7 @@ class Cut:
     hold: Hold | None = None
     layers: tuple[LayerCut, ...] = ()
     rounds: tuple[Any, ...] = ()
+    planned: Any = None
 
 
 def plan(
@@ -181,7 +183,7 @@ def plan(
     told = count_scores(scores, chosen, masks) if record else None
     left = {n: f"{why}; the zeros it has stay" if n in before else why for n, why in found.left_alone.items()}
     counts = {name: (int(mask.sum()), mask.numel()) for name, mask in chosen.items()}
-    guess = _forecast(task, chosen) if forecast else None
+    guess = forecast_of(task, chosen) if forecast else None
     if guess is not None:
         check_slope(criterion, guess.slope, guess.curvature)
     return Plan(chosen, counts, left, target, guess, costs, pattern, told)
@@ -312,7 +314,8 @@ def _budget_in_macs(target: Target, ground: Ground, costs: Mapping[str, int]) ->
     return budget
 
 
-def _forecast(task: Task, masks: Masks) -> Forecast:
+def forecast_of(task: Task, masks: Masks) -> Forecast:
+    """What setting the pruned weights to zero should do to the loss. Cost: a forward and two backward passes."""
     every = task.params()
     direction: dict[str, Tensor] = {
         name: torch.where(mask, 0.0, -every[name].detach()).to(every[name].dtype) for name, mask in masks.items()

@@ -1,0 +1,162 @@
+"""What a choice really gives: a copy of the network is pruned, written as a plan file, timed and judged."""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from secateur.core.errors import ModelError
+from secateur.core.masks import Masks
+from secateur.core.names import aliases, unwrap
+from secateur.core.task import Task
+from secateur.runtime import planfile
+from secateur.runtime.capture import Captured, capture
+from secateur.runtime.session import Session
+
+__all__ = ["Trial", "accuracy", "arrays_of", "call_ms", "write_plan"]
+
+_CALLS, _SECONDS = 9, 0.4
+"""A file is called so often at least, and for so long."""
+
+
+class Trial:
+    """A copy of a network that can be pruned again and again.
+
+    Args:
+        task: network, loss and data; left as they are.
+        example: one batch of inputs on the CPU, as the network takes them.
+        threads: of the compiled core; None takes one for each core.
+    """
+
+    def __init__(self, task: Task, example: Any, threads: int | None) -> None:
+        self.task = replace(task, model=copy.deepcopy(unwrap(task.model)).eval())
+        self.example, self.threads = example, threads
+        self._given = task.model
+        self._before: dict[str, Tensor] = {}
+        self._folder = tempfile.TemporaryDirectory(prefix="secateur-plan-", ignore_cleanup_errors=True)
+
+    def __enter__(self) -> Trial:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._folder.cleanup()
+
+    def prune(self, masks: Masks) -> None:
+        """Set the weights back to what they were, and those to zero that the masks prune."""
+        weights = self.task.params()
+        with torch.no_grad():
+            for name, tensor in self._before.items():
+                weights[name].copy_(tensor)
+            self._before = {name: weights[name].detach().clone() for name in masks}
+        masks.apply_(self.task.model)
+
+    def loss(self) -> float:
+        """Mean loss over the task's data."""
+        return self.task.mean_loss()
+
+    def accuracy(self) -> float:
+        """Accuracy on the task's data, in per cent."""
+        return accuracy(self.task)
+
+    def bytes(self, masks: Masks | None = None) -> int:
+        """Bytes of the plan file, as it is or with the zeros of some masks.
+
+        Raises:
+            CaptureError: when the network cannot be captured, or parts of it stay in torch.
+        """
+        return self._written(masks).stat().st_size
+
+    def ms(self, masks: Masks | None = None) -> float:
+        """Median milliseconds of a call of the plan file, opened anew.
+
+        Raises:
+            CaptureError: as :meth:`bytes`.
+        """
+        with Session(self._written(masks), threads=self.threads) as session:
+            return call_ms(session, self.example)
+
+    @cached_property
+    def _captured(self) -> Captured:
+        """The network as it was given: captured once, whatever is pruned."""
+        return capture(copy.deepcopy(unwrap(self._given)).cpu().eval(), self.example)
+
+    def _written(self, masks: Masks | None) -> Path:
+        path = Path(self._folder.name) / "plan.safetensors"
+        weights = self._captured.weights
+        held = aliases(self._given)
+        for name, mask in (masks or {}).items():
+            if bool(mask.all()):
+                continue
+            places = [place for place in held[name] if place in weights and weights[place].shape == mask.shape]
+            if not places:  # the graph has it in another form
+                self.prune(masks or Masks({}))
+                write_plan(self.task.model, self.example, path)
+                return path
+            for place in places:
+                weights[place] = np.where(mask.cpu().numpy(), weights[place], np.float32(0))
+        planfile.write(path, self._captured.graph, weights)
+        return path
+
+
+def write_plan(model: nn.Module, example: Any, path: Path) -> None:
+    """Capture a network and write its plan file.
+
+    Raises:
+        CaptureError: when it cannot be captured, or parts of it stay in torch.
+        FileError: when the file cannot be written.
+    """
+    cpu = model if next(model.parameters()).device.type == "cpu" else copy.deepcopy(model).cpu()
+    captured = capture(cpu, example)
+    planfile.write(path, captured.graph, captured.weights)
+
+
+def call_ms(session: Session, example: Any) -> float:
+    """Median milliseconds of a call."""
+    arrays, times = arrays_of(example), []
+    for _ in range(3):
+        session(*arrays)
+    end = time.perf_counter() + _SECONDS
+    while len(times) < _CALLS or time.perf_counter() < end:
+        began = time.perf_counter()
+        session(*arrays)
+        times.append((time.perf_counter() - began) * 1e3)
+    return statistics.median(times)
+
+
+def arrays_of(example: Any) -> list[np.ndarray]:
+    """The inputs of one batch as the compiled core takes them."""
+    if isinstance(example, Mapping):
+        return [t.numpy() for t in example.values()]
+    return [t.numpy() for t in (example if isinstance(example, list | tuple) else (example,))]
+
+
+def accuracy(task: Task) -> float:
+    """Accuracy in per cent over a task's data.
+
+    Raises:
+        ModelError: when no target counts towards it.
+    """
+    right = count = 0
+    for output, target, _ in task.outputs():
+        if not isinstance(target, Tensor) or output.dim() != target.dim() + 1:
+            raise ModelError(
+                "accuracy needs logits with one row for each target; ask for `loss +0.05` with this network."
+            )
+        counted = target != -100
+        right += int(((output.argmax(-1) == target) & counted).sum())
+        count += int(counted.sum())
+    if not count:
+        raise ModelError("no target counts towards accuracy: all of them are the ignored value -100.")
+    return 100.0 * right / count
