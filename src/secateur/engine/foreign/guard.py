@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import stat
@@ -11,13 +12,15 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from secateur.core.errors import FileError
 
+Open = io.BufferedReader | io.BytesIO
+"""A file that is open for reading, or the bytes of one."""
 EXPANDS = 64
 """How many times its own bytes a file may unfold to: bits become numbers of four or eight bytes."""
 _SMALL = 1 << 20
@@ -54,7 +57,7 @@ def contained(path: Path, did: str = "read") -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def opened(path: Path) -> Iterator[BinaryIO]:
+def opened(path: Path) -> Iterator[Open]:
     """An ordinary file, opened for reading; pipes and devices are refused without waiting for them.
 
     Raises:
@@ -84,9 +87,12 @@ def _near(path: Path) -> str:
     return f"; did you mean {path.parent / close[0]}?" if close else ""
 
 
-def size_of(file: BinaryIO) -> int:
-    """Bytes of an open file."""
-    return os.fstat(file.fileno()).st_size
+def size_of(file: Open) -> int:
+    """Bytes of an open file; it stays where it is."""
+    here = file.tell()
+    end = file.seek(0, os.SEEK_END)
+    file.seek(here)
+    return end
 
 
 def limit(size: int) -> int:
@@ -182,8 +188,14 @@ def read_config(path: Path, most: int = 1 << 26) -> Any:
         return parse_json(path, file.read(), "it")
 
 
-def inside(path: Path, folder: Path, name: Any) -> Path:
-    """The file that ``path`` names, which must lie in ``folder`` after all links are followed.
+def inside(path: Path, folder: Path, name: Any, links: bool = False) -> Path:
+    """The file that ``path`` names, which must lie in ``folder``, also after all links are followed.
+
+    Args:
+        path: who names it.
+        folder: where it must lie.
+        name: its name, with forward slashes.
+        links: allow links that lead elsewhere, as in the cache of Hugging Face.
 
     Raises:
         FileError: when it leads elsewhere.
@@ -192,12 +204,12 @@ def inside(path: Path, folder: Path, name: Any) -> Path:
     if odd or PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
         raise refusal(path, f"it names the file {ascii(name)[:80]}, which is not in its own folder")
     found = folder / name
-    if not found.resolve().is_relative_to(folder.resolve()):
+    if not links and not found.resolve().is_relative_to(folder.resolve()):
         raise refusal(path, f"the file it names, {ascii(name)[:80]}, leads out of its own folder")
     return found
 
 
-def check_zip(path: Path, file: BinaryIO) -> zipfile.ZipFile:
+def check_zip(path: Path, file: Open) -> zipfile.ZipFile:
     """An archive whose names stay inside, occur once, do not overlap, and unfold to a believable size.
 
     Raises:

@@ -6,10 +6,10 @@ import pickletools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 from secateur.core.errors import FileError
-from secateur.engine.foreign.guard import check_shape, count, refusal
+from secateur.engine.foreign.guard import Open, check_shape, count, refusal
 
 CURE = (
     "Nothing in it was run. Where it was made, save the state dict alone: "
@@ -173,7 +173,7 @@ def _plain(sizes: Any) -> Any:
     return sizes.given[0] if isinstance(sizes, Call) and sizes.name == "torch.Size" and sizes.given else sizes
 
 
-def survey(path: Path, file: BinaryIO, most: int) -> tuple[Any, Survey]:
+def survey(path: Path, file: Open, most: int) -> tuple[Any, Survey]:
     """Read one pickle; the file is left behind its end.
 
     Args:

@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from torch import Tensor
 from secateur.core.errors import FileError
 from secateur.core.files import writing
 from secateur.engine.foreign.guard import (
+    Open,
     bytes_of,
     check_name,
     check_shape,
@@ -61,7 +62,7 @@ class Content(NamedTuple):
     metadata: dict[str, str]
 
 
-def header(path: Path, file: BinaryIO) -> tuple[dict[str, Entry], dict[str, str], int]:
+def header(path: Path, file: Open) -> tuple[dict[str, Entry], dict[str, str], int]:
     """The entries of a file, its metadata, and where its data begin; every size is checked against the file's.
 
     Raises:
@@ -145,7 +146,7 @@ def shards(index: Path) -> tuple[dict[str, str], dict[str, Any]]:
         raise refusal(index, "it is no index of shards: it has no `weight_map`", "Pass the folder or its weights.")
     for name, shard in where.items():
         check_name(index, name)
-        inside(index, index.parent, shard)
+        inside(index, index.parent, shard, links=True)
     return where, {key: value for key, value in table.items() if key != "weight_map"}
 
 
@@ -242,7 +243,8 @@ def write_folder(source: Foreign, path: Path, tensors: Mapping[str, Tensor]) -> 
     try:
         temporary.chmod(0o755)
         for file in sorted(folder.iterdir()):
-            if file.is_file() and not file.is_symlink() and file.name not in files.values():
+            beside = not file.is_symlink() or file.suffix in (".json", ".txt", ".model")
+            if file.is_file() and beside and file.name not in files.values():
                 shutil.copyfile(file, temporary / file.name)
         where = {name: files.get(name, last) for name in tensors}
         for shard in sorted(set(where.values())):

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from secateur.core.errors import FileError
 from secateur.core.files import writing
-from secateur.engine.foreign.guard import check_name, check_zip, limit, opened, refusal, size_of
+from secateur.engine.foreign.guard import Open, check_name, check_zip, limit, opened, refusal, size_of
 from secateur.engine.foreign.pickles import CURE, Survey, survey
 from secateur.engine.foreign.tensorfile import check_back
 
@@ -72,25 +73,30 @@ def load_object(path: Path) -> tuple[Any, bool]:
         FileError: when it is damaged or holds code.
     """
     with opened(path) as file:
-        old = is_old(file.read(4))
-        file.seek(0)
-        if old:
-            _examine_old(path, file)
-        else:
-            examine_zip(path, file, check_zip(path, file))
-        file.seek(0)
-        return _loaded(path, file), old
+        return parse(path, file)
 
 
-def _loaded(path: Path, file: Any) -> Any:
+def parse(path: Path, file: Open) -> tuple[Any, bool]:
+    """The same for a file that is open already, or the bytes of one.
+
+    Raises:
+        FileError: when it is damaged or holds code.
+    """
+    old = is_old(file.read(4))
+    file.seek(0)
+    if old:
+        _examine_old(path, file)
+    else:
+        examine_zip(path, file, check_zip(path, file))
+    file.seek(0)
     try:
-        return torch.load(file, map_location="cpu", weights_only=True)
+        return torch.load(file, map_location="cpu", weights_only=True), old
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
         words = (str(error).splitlines() or [""])[0][:160]
         raise refusal(path, f"torch cannot read it without running code from it ({words})", CURE) from error
 
 
-def examine_zip(path: Path, file: BinaryIO, archive: zipfile.ZipFile) -> None:
+def examine_zip(path: Path, file: Open, archive: zipfile.ZipFile) -> None:
     """Check the pickle of a zip file and the size of each piece of memory it names.
 
     Raises:
@@ -105,8 +111,7 @@ def examine_zip(path: Path, file: BinaryIO, archive: zipfile.ZipFile) -> None:
     if len(mains) != 1:
         raise refusal(path, "it is a zip archive, but not one of torch.save", "Save the state dict with torch.save.")
     root = mains[0].removesuffix("data.pkl")
-    with archive.open(mains[0]) as pickled:
-        _, found = survey(path, pickled, limit(size_of(file)))  # type: ignore[arg-type]
+    _, found = survey(path, io.BytesIO(archive.read(mains[0])), limit(size_of(file)))
     for storage in found.storages.values():
         entry = names.get(f"{root}data/{storage.key}")
         if entry is None:
@@ -115,7 +120,7 @@ def examine_zip(path: Path, file: BinaryIO, archive: zipfile.ZipFile) -> None:
             raise refusal(path, f"{entry.filename} should have {storage.size:,} bytes and has {entry.file_size:,}")
 
 
-def _examine_old(path: Path, file: BinaryIO) -> None:
+def _examine_old(path: Path, file: Open) -> None:
     """The old format: five pickles, then the number of entries and the data of each piece of memory."""
     size = size_of(file)
     magic, _ = survey(path, file, 0)
@@ -130,7 +135,7 @@ def _examine_old(path: Path, file: BinaryIO) -> None:
     _check_storages(path, file, size, keys, found)
 
 
-def _check_storages(path: Path, file: BinaryIO, size: int, keys: list[Any], found: Survey) -> None:
+def _check_storages(path: Path, file: Open, size: int, keys: list[Any], found: Survey) -> None:
     here = file.tell()
     for key in keys:
         storage = found.storages[key]
