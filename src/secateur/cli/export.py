@@ -6,15 +6,13 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from secateur import data
 from secateur.cli.request import dump
 from secateur.core.errors import UsageError
 from secateur.engine.exporting import LIMIT, Exported, export, format_of
 from secateur.engine.exporting_files import FORMATS
-from secateur.engine.folder import RECIPE, WEIGHTS, Artefact
+from secateur.engine.exporting_step import beside, examples, normalisation
+from secateur.engine.folder import RECIPE, Artefact
 from secateur.engine.recipe import read_recipe
 
 
@@ -29,7 +27,7 @@ def run(request: argparse.Namespace) -> int:
     example, about = _example(artefact, batch, request.data_dir)
     net, masks = artefact.build(), artefact.masks()
     made = export(
-        net, example, path, request.format, opset=request.opset, masks=masks, beside=_beside(artefact), about=about
+        net, example, path, request.format, opset=request.opset, masks=masks, beside=beside(artefact), about=about
     )
     if request.json:
         dump({"path": str(path), **made.to_json()})
@@ -51,27 +49,7 @@ def _example(artefact: Artefact, batch: int, data_dir: str | None) -> tuple[Any,
             "`secateur.export(model, example, path)`."
         )
     found = data.load(spec["use"], data_dir, **spec.get("options", {}))
-    inputs = next(iter(data.Loader(found.test, batch, mean=found.mean, std=found.std)))[0]
-    first = inputs if isinstance(inputs, Tensor) else inputs[0]
-    if len(first) < batch:
-        raise UsageError(f"--batch is {batch} and {found.name} has {len(first)} test examples; ask for fewer.")
-    normal = {"mean": _numbers(found.mean), "std": _numbers(found.std)}
-    return inputs, {"data": spec["use"], "normalised": normal if found.mean is not None else None}
-
-
-def _numbers(given: Any) -> list[float] | None:
-    return None if given is None else torch.as_tensor(given, dtype=torch.float64).flatten().tolist()
-
-
-def _beside(artefact: Artefact) -> dict[str, int]:
-    """Bytes of the weights in the folder and, where they are known, of the dense network it came from."""
-    sizes = {"weights": (artefact.folder / WEIGHTS).stat().st_size}
-    named = artefact.card.get("dense")
-    if named:
-        for place in (Path(named["folder"]), artefact.folder.parent / Path(named["folder"]).name):
-            if (place / WEIGHTS).is_file():
-                return {**sizes, "dense weights": (place / WEIGHTS).stat().st_size}
-    return sizes
+    return examples(found, batch), {"data": spec["use"], "normalised": normalisation(found)}
 
 
 def _show(made: Exported) -> None:

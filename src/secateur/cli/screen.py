@@ -15,6 +15,8 @@ from secateur.core.files import read_json
 from secateur.engine import distributed
 from secateur.engine.compensating import plan_layers
 from secateur.engine.cutting import plan as make_plan
+from secateur.engine.planning.plans import LayerPlan
+from secateur.engine.planning.verbs import check_plan
 from secateur.engine.recipe import PruneStep, ShrinkStep
 from secateur.engine.removing import Choice, Removing, survey
 from secateur.engine.runner import Runner
@@ -48,6 +50,8 @@ class Screen(Listener):
     def begin(self, number: int, step: Any, folder: Path, steps: int) -> None:
         """Show a bar."""
         self._shown = {}
+        if self._task is not None:  # of a step that failed, in a queue that goes on
+            self.bar.remove_task(self._task)
         self._task = self.bar.add_task(f"{number} {step.do}", total=steps, figures="")
         self.other.begin(number, step, folder, steps)
 
@@ -71,6 +75,9 @@ class Screen(Listener):
                 f"accuracy {accuracy['value']:.2f} % ({accuracy['low']:.2f} to {accuracy['high']:.2f})   "
                 f"{kept}{card['seconds']:.1f} s"
             )
+        elif "exports" in card:
+            files = (f"{row['file']} {row['bytes']:,} bytes" for row in card["exports"])
+            text = f"{', '.join(files)}   {card['seconds']:.1f} s"
         else:
             text = "measured"
         self.console.print(
@@ -140,7 +147,10 @@ def plan(runner: Runner, as_json: bool) -> None:
     first = runner.recipe.steps[0]
     made = None
     removed = _survey(runner, first) if isinstance(first, ShrinkStep) else None
-    if isinstance(first, PruneStep):
+    if isinstance(first, PruneStep) and first.plan:
+        made = LayerPlan.open(first.plan)
+        check_plan(runner.start().net, made)
+    elif isinstance(first, PruneStep):
         state = runner.start()
         task = runner.sample(runner.data(), first.examples, state.net)
         choices = (first.to, first.criterion, first.allocation, first.pattern)
@@ -149,7 +159,9 @@ def plan(runner: Runner, as_json: bool) -> None:
         made = make_plan(task, *choices, **names) if solver is None else plan_layers(task, solver, *choices, **names)
     if as_json:
         table: dict[str, Any] = {"steps": rows}
-        if made is not None:
+        if isinstance(made, LayerPlan):
+            table["plan"] = {**made.to_json(), "counts": made.counts}
+        elif made is not None:
             table["plan"] = {"counts": made.counts, "left_alone": made.left_alone,
                              "forecast": made.forecast.to_json() if made.forecast else None}  # fmt: skip
         if removed is not None:

@@ -231,8 +231,9 @@ class Comparison:
         named = {key: self.train[key] for key in ("only", "skip") if key in self.train}
         where = f"method {method!r}"
         table = fill(own.step, numbers, where) if own else steps(method, numbers, named)
-        if any(step.get("do") == "measure" for step in table):
-            raise UsageError(f"{where} has a measure step; leave it out: every run is measured alike.")
+        for kind in ("measure", "export"):
+            if any(step.get("do") == kind for step in table):
+                raise UsageError(f"{where} has a step to {kind}; leave it out: every run is measured alike.")
         table = [self._trained(step) if step.get("do") == "train" else step for step in table]
         table = _rest(table, epochs)
         shared = sum(step.get("epochs", 10) for step in table if step.get("do") == "train")

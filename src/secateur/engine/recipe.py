@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from secateur.core.errors import FileError, UsageError, nearest
 from secateur.engine.binding import bind, table_of
-from secateur.engine.steps import MeasureStep, PruneStep, RewindStep, ShrinkStep, TrainStep
+from secateur.engine.steps import ExportStep, MeasureStep, PruneStep, RewindStep, ShrinkStep, TrainStep
 from secateur.engine.toml import dump
 
 FORMAT = "0.1"
@@ -63,8 +63,12 @@ class DataSpec:
                 raise UsageError(f"data: {name} is {getattr(self, name)}; it must be at least {least}.")
 
 
-Step = TrainStep | PruneStep | ShrinkStep | RewindStep | MeasureStep
-STEPS: dict[str, type[Any]] = {kind.do: kind for kind in (TrainStep, PruneStep, ShrinkStep, RewindStep, MeasureStep)}
+Step = TrainStep | PruneStep | ShrinkStep | RewindStep | MeasureStep | ExportStep
+STEPS: dict[str, type[Any]] = {
+    kind.do: kind for kind in (TrainStep, PruneStep, ShrinkStep, RewindStep, MeasureStep, ExportStep)
+}
+LOOKING = (MeasureStep, ExportStep)
+"""Steps that leave the network as it is: what comes after them does not need them."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,7 @@ class Recipe:
         for number, step in enumerate(self.steps, 1):
             if not isinstance(step, RewindStep):
                 continue
-            if step.to >= number or (step.to and isinstance(self.steps[step.to - 1], MeasureStep)):
+            if step.to >= number or (step.to and isinstance(self.steps[step.to - 1], LOOKING)):
                 raise UsageError(
                     f"step {number}: rewind to {step.to} names no step before it that has a network as its result; "
                     "0 is the network that the recipe began with."
@@ -111,7 +115,8 @@ class Recipe:
         steps = table.get("step", [])
         if not isinstance(steps, list) or not steps:
             raise UsageError(
-                'the recipe has no steps; add a [[step]] with do = "train", "prune", "shrink", "rewind" or "measure".'
+                'the recipe has no steps; add a [[step]] with do = "train", "prune", "shrink", "rewind", "measure" or '
+                '"export".'
             )
         return cls(
             bind(ModelSpec, _with_options(ModelSpec, table.get("model", {}), "model"), "model"),

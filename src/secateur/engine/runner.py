@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,7 @@ from torch import nn
 
 from secateur.core import streams
 from secateur.core.errors import FileError, ModelError, UsageError
-from secateur.core.files import file_digest, read_json, write_bytes, write_json
+from secateur.core.files import file_digest, read_json
 from secateur.core.losses import CrossEntropy
 from secateur.core.masks import Masks
 from secateur.core.prunable import coverage
@@ -27,10 +25,9 @@ from secateur.engine import distributed
 from secateur.engine.cautions import heard
 from secateur.engine.checkpoint import STATE
 from secateur.engine.compensating import LayerCut
-from secateur.engine.compiling import PLAN
 from secateur.engine.cutting import plan as make_plan
 from secateur.engine.cutting import prune as carry_out
-from secateur.engine.damage import damage
+from secateur.engine.exporting_step import check_packages, export_all
 from secateur.engine.folder import (
     CARD,
     REWRITTEN,
@@ -38,19 +35,28 @@ from secateur.engine.folder import (
     WEIGHTS,
     Artefact,
     load_state,
-    opened,
-    origin,
     save,
     structure_of,
 )  # fmt: skip
 from secateur.engine.loop import Training, needs_teacher
-from secateur.engine.measure import flatness, verdict
+from secateur.engine.measuring_step import measure
 from secateur.engine.optimize import state_bytes
+from secateur.engine.planning.step import prune_by_plan
 from secateur.engine.rebuilding import resize
-from secateur.engine.recipe import MeasureStep, PruneStep, Recipe, RewindStep, ShrinkStep, TrainStep
+from secateur.engine.recipe import (
+    LOOKING,
+    ExportStep,
+    MeasureStep,
+    PruneStep,
+    Recipe,
+    RewindStep,
+    ShrinkStep,
+    TrainStep,
+)
 from secateur.engine.recovering import Recovery
 from secateur.engine.removing import Choice, few, reference
 from secateur.engine.rewinding import rewind
+from secateur.engine.run_folder import alone, step_names, write_run
 from secateur.engine.shrinking import thin
 from secateur.engine.solving import solve
 from secateur.engine.sources import sources
@@ -58,7 +64,6 @@ from secateur.engine.start import Listener, State, begin
 from secateur.engine.surgeon import Round
 from secateur.engine.training_cost import of_step, step_sizes
 from secateur.probes.accuracy import Accuracy
-from secateur.probes.flatness import Flatness
 from secateur.runtime.lower_export import quiet
 from secateur.surgery.costs import Costs
 from secateur.surgery.tracing import trace
@@ -93,19 +98,51 @@ class Runner:
             SecateurError: for anything the user can mend; finished steps stay.
             KeyboardInterrupt: after a checkpoint, so that running again goes on.
         """
+        check_packages(self.recipe.steps)
         data = self.data()
         keys = self._keys(data)
         data = _near(data)
         state = begin(self.recipe, data, self.listener, self.dense)
-        with _alone(self.out) if distributed.rank() == 0 else contextlib.nullcontext():
-            self._write_run(keys)
+        with alone(self.out) if distributed.rank() == 0 else contextlib.nullcontext():
+            write_run(self.out, self.recipe, keys)
             steps = list(zip(self.recipe.steps, keys, strict=True))
-            self._places = [self.out / f"{number}-{step.do}-{key}" for number, (step, key) in enumerate(steps, 1)]
+            self._places = [self.out / name for name in step_names(self.recipe, keys)]
             for number, ((step, key), folder) in enumerate(zip(steps, self._places, strict=True), 1):
                 state = self._step(number, step, key, folder, state, data)
                 distributed.barrier()
-            self._write_run(keys)
+            write_run(self.out, self.recipe, keys)
         return self.out
+
+    def stage(self, number: int, key: str, out: Path) -> Path:
+        """Carry out one step alone; the steps before it that make a network lie finished in the run folder.
+
+        Args:
+            number: the step, from 1.
+            key: its key, as :meth:`plan` gave it.
+            out: where its folder is made; an unfinished one that lies there goes on.
+
+        Returns:
+            The step's folder.
+
+        Raises:
+            UsageError: when the data or the user's own code have changed since the key was made.
+            FileError: when a step before is not finished, or was changed.
+        """
+        data = self.data()
+        keys = self._keys(data)
+        if keys[number - 1] != key:
+            raise UsageError(f"step {number}: data or code changed since it was planned; run the same command again.")
+        names = step_names(self.recipe, keys)[:number]
+        self._places = [*(self.out / name for name in names[:-1]), out / names[-1]]
+        data = _near(data)
+        state = begin(self.recipe, data, self.listener, self.dense)
+        for n, (step, own, place) in enumerate(zip(self.recipe.steps, keys, self._places, strict=False), 1):
+            if n < number and isinstance(step, LOOKING):
+                continue
+            if n < number and not (place / CARD).is_file():
+                raise FileError(f"{place} is not finished, and step {number} needs it. Run the same command again.")
+            state = self._step(n, step, own, place, state, data)
+        return self._places[-1]
 
     def data(self) -> Dataset:
         """The data set, cut down as the recipe asks."""
@@ -121,10 +158,10 @@ class Runner:
 
     def plan(self) -> list[dict[str, Any]]:
         """What :meth:`run` would do: a row a step with its key, and whether it is done. Trains nothing."""
-        data = self.data()
-        rows = []
-        for number, (step, key) in enumerate(zip(self.recipe.steps, self._keys(data), strict=True), 1):
-            folder = self.out / f"{number}-{step.do}-{key}"
+        keys, rows = self._keys(self.data()), []
+        names = step_names(self.recipe, keys)
+        for number, (step, key, name) in enumerate(zip(self.recipe.steps, keys, names, strict=True), 1):
+            folder = self.out / name
             state = "done" if (folder / CARD).is_file() else "unfinished" if (folder / STATE).is_file() else "to do"
             rows.append({"number": number, "do": step.do, "key": key, "folder": str(folder), "state": state})
         return rows
@@ -160,8 +197,9 @@ class Runner:
         teachers = [
             Artefact.open(s.teacher).digest for s in self.recipe.steps if isinstance(s, TrainStep) and s.teacher
         ]
+        plans = [file_digest(Path(s.plan)) for s in self.recipe.steps if isinstance(s, PruneStep) and s.plan]
         own = sources([self.recipe.to_table()[part] for part in ("model", "data")])
-        return "/".join((data.digest, weights, *teachers, *([own] if own else [])))
+        return "/".join((data.digest, weights, *teachers, *plans, *([own] if own else [])))
 
     def _step(self, number: int, step: Any, key: str, folder: Path, given: State, data: Dataset) -> State:
         steps, state = self._length(step, data), given
@@ -171,7 +209,7 @@ class Runner:
             card = read_json(folder / CARD)
             if distributed.rank() == 0:  # a process killed right after it wrote the card had no time for this
                 (folder / STATE).unlink(missing_ok=True)
-            if not isinstance(step, MeasureStep):
+            if not isinstance(step, LOOKING):
                 state = self._reload(folder, state, step)
             self.listener.end(number, step, card, skipped=True)
             return state
@@ -182,7 +220,11 @@ class Runner:
         began = time.perf_counter()
         about = {"do": step.do, "key": key, "seed": self.recipe.seed}
         if isinstance(step, MeasureStep):
-            distributed.first(lambda: self._measure(step, folder, given, data, about))
+            sample = lambda n: self.sample(data, n, given.net).data  # noqa: E731
+            say = self.listener.say
+            distributed.first(lambda: measure(step, folder, given, data, self.recipe, about, sample, say))
+        elif isinstance(step, ExportStep):
+            distributed.first(lambda: export_all(step, folder, given, data, about))
         else:
             extra = self._carry_out(step, folder, given, data)
             extra.setdefault("seconds", round(time.perf_counter() - began, 3))
@@ -272,6 +314,9 @@ class Runner:
         choices = (step.to, step.criterion, step.allocation, step.pattern)
         names = {"only": step.only, "skip": step.skip, "masks": state.masks}
         recovery = Recovery(step.recover, task, step.last_layer)
+        if step.plan:
+            facts = prune_by_plan(step.plan, task, state, self.listener.say)
+            return {**facts, **self._recover(recovery, state, data)}
         layers: list[LayerCut] = []
         rounds: tuple[Round, ...] = ()
         with heard() as cautions:
@@ -343,55 +388,6 @@ class Runner:
         save(folder, state.net, masks, structure_of(state.net, state.model, state.left_alone), recipe, card, program)
         (folder / STATE).unlink(missing_ok=True)
 
-    def _measure(self, step: MeasureStep, folder: Path, state: State, data: Dataset, about: dict[str, Any]) -> None:
-        pruned = state.artefact
-        if pruned is None:
-            raise UsageError("there is nothing to measure yet; put a train or prune step before, or pass a run folder.")
-        dense, beside = state.dense or pruned, opened(step.beside)
-        if state.dense is None:
-            self.listener.say("the dense network was not found: the network is compared with itself; pass `--dense`.")
-        tests = Loader(data.test, self.recipe.data.evaluation_batch, mean=data.mean, std=data.std)
-        made = verdict(
-            dense, pruned, tests, device=distributed.device(), probes=step.probes, baselines=step.baselines,
-            seed=self.recipe.seed, plan=folder,
-        )  # fmt: skip
-        if step.flatness:
-            sample = self.sample(data, Flatness.examples, state.net).data
-            flat = flatness(dense, pruned, sample, device=distributed.device(), seed=self.recipe.seed)
-            made = replace(made, flatness=flat)
-        write_json(folder / "verdict.json", made.to_json())
-        files = {name: file_digest(folder / name) for name in ("verdict.json", PLAN) if (folder / name).is_file()}
-        if step.damage:
-            one, two = (artefact.build().to(distributed.device()) for artefact in (dense, pruned))
-            seed, batch = self.recipe.seed, self.recipe.data.evaluation_batch
-            others = [(name, other.build().to(distributed.device())) for name, other in beside]
-            report = damage(one, two, data, others=others, examples=step.samples, seed=seed, batch=batch)
-            files |= report.write(folder)
-        card = {
-            "format": "secateur.card/1",
-            **about,
-            "dense": str(dense.folder),
-            "dense_missing": state.dense is None,
-            "pruned": str(pruned.folder),
-            "files": files,
-            "made_by": origin(),
-        }
-        write_json(folder / CARD, card)
-
-    def _write_run(self, keys: list[str]) -> None:
-        if distributed.rank() != 0:
-            return
-        rows = []
-        for number, (step, key) in enumerate(zip(self.recipe.steps, keys, strict=True), 1):
-            name = f"{number}-{step.do}-{key}"
-            done = (self.out / name / CARD).is_file()
-            rows.append({"number": number, "do": step.do, "key": key, "folder": name, "done": done})
-        title = f"{self.recipe.model.use or Path(self.recipe.model.load).name} on {self.recipe.data.use}"
-        write_bytes(self.out / "recipe.toml", self.recipe.to_toml().encode())
-        write_json(
-            self.out / "run.json", {"format": "secateur.run/1", "title": title, "seed": self.recipe.seed, "steps": rows}
-        )
-
 
 def _near(data: Dataset) -> Dataset:
     """The data on the CUDA device when half of its free memory holds them: then batches are made there."""
@@ -415,23 +411,3 @@ def _figures(task: Task) -> dict[str, float]:
     if not count:
         raise ModelError("no target counts towards accuracy: all of them are the ignored value -100.")
     return {"test/accuracy": 100.0 * right / count, "test/loss": loss / examples}
-
-
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """One process at a time in a run folder."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / ".lock", "w")  # noqa: SIM115
-    except OSError as error:
-        raise FileError(
-            f"cannot write in {folder}: {error.strerror or error}. Choose another folder with `-o`."
-        ) from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise FileError(
-                f"another process is at work in {folder}; wait for it, or choose another folder with `-o`."
-            ) from error
-        yield

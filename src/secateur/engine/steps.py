@@ -117,6 +117,8 @@ class PruneStep:
             ``"survivors"`` moves all kept weights of the network at once before that, ``"last-layer"`` fits the last
             linear layer to its outputs in the dense network after it; ``"nothing"`` leaves all as it is.
         last_layer: the linear layer that ``"last-layer"`` fits; by default the one whose output is the network's.
+        plan: a file of ``secateur plan``, which says pattern and density of every tensor; it takes the place of all
+            that decides what goes.
     """
 
     do: ClassVar[str] = "prune"
@@ -133,8 +135,11 @@ class PruneStep:
     rounds: int = 1
     recover: Recover = "batchnorm"
     last_layer: str = ""
+    plan: str = ""
 
     def __post_init__(self) -> None:
+        if self.plan:
+            self._check_planned()
         target, _ = aim(self.to, self.pattern)
         if self.to is None:
             object.__setattr__(self, "to", str(target))
@@ -148,6 +153,14 @@ class PruneStep:
             raise UsageError("prune: curvature and rounds are for solvers; name one, for example exact_obs.")
         if self.solver is not None:
             self._check_solver()
+
+    def _check_planned(self) -> None:
+        decided = ("to", "criterion", "allocation", "pattern", "only", "skip", "solver", "inputs", "curvature", "rounds")
+        for name in decided:
+            default = {"to": None, "criterion": Magnitude(), "allocation": Global(), "pattern": Unstructured()}
+            usual = default[name] if name in default else PruneStep.__dataclass_fields__[name].default
+            if getattr(self, name) not in (usual, "sparsity 0.9" if name == "to" else usual):
+                raise UsageError(f"prune: {name} has no effect with a plan, which says it itself; leave one of them out.")
 
     def _check_solver(self) -> None:
         pattern = aim(self.to, self.pattern)[1]
@@ -273,3 +286,28 @@ class MeasureStep:
             raise UsageError(f"measure: samples is {self.samples}; it must be at least 1.")
         if self.beside and not self.damage:
             raise UsageError("measure: further networks (`beside`) are compared with damage; set `damage = true` too.")
+
+
+@dataclass(frozen=True)
+class ExportStep:
+    """Write the network for other programs; every file is read back and compared before the step counts as done.
+
+    Args:
+        formats: ``"onnx"``, ``"pt2"`` (of ``torch.export``), ``"plan"`` (for the compiled core, runs without torch) and
+            ``"safetensors"`` (weights alone, which load in plain torch).
+        batch: examples in the batch that is traced and compared; other sizes run too where that can be traced.
+        opset: version of the ONNX operators (0: the exporter's own).
+    """
+
+    do: ClassVar[str] = "export"
+    formats: tuple[Literal["onnx", "pt2", "plan", "safetensors"], ...] = ("onnx",)
+    batch: int = 1
+    opset: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.formats or len(set(self.formats)) < len(self.formats):
+            raise UsageError(f"export: formats is {list(self.formats)}; name one or more, each once.")
+        if self.batch < 1 or self.opset < 0:
+            raise UsageError(f"export: batch is {self.batch} and opset {self.opset}; give at least 1, and at least 0.")
+        if self.opset and "onnx" not in self.formats:
+            raise UsageError(f'export: opset {self.opset} is for ONNX; add "onnx" to formats, or leave it out.')

@@ -16,7 +16,7 @@ from secateur.core.losses import CrossEntropy
 from secateur.core.task import call, device_of, to
 from secateur.data import Dataset, Loader, Split
 from secateur.engine import distributed
-from secateur.engine.recipe import MeasureStep, PruneStep, Recipe, ShrinkStep, TrainStep
+from secateur.engine.recipe import ExportStep, MeasureStep, PruneStep, Recipe, ShrinkStep, TrainStep
 from secateur.nets.captured import CAPTURE
 
 Pass = tuple[int, bool]
@@ -77,6 +77,8 @@ def _sizes(recipe: Recipe, data: Dataset) -> list[Pass]:
             found += [(n, False) for n in _whole_and_last(min(step.examples, len(data.train)), 256)]
         if isinstance(step, MeasureStep):
             found.append((1, False))  # one example is timed
+        if isinstance(step, ExportStep):
+            found.append((min(step.batch, len(data.test)), False))
     return list(dict.fromkeys(found))
 
 
