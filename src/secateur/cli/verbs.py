@@ -109,8 +109,15 @@ def _shrink(p: argparse.ArgumentParser) -> None:
 
 
 def _run(p: argparse.ArgumentParser) -> None:
-    p.add_argument("recipe", metavar="RECIPE", help="a TOML file")
+    p.add_argument("recipe", nargs="*", metavar="RECIPE", help="a TOML file; several with --queue (none: all in it)")
     p.add_argument("-o", "--out", metavar="FOLDER", help="the run folder (default: runs/ and the recipe's name)")
+    p.add_argument("--queue", metavar="FOLDER",
+                   help="share the stages of recipes out among all processes that name this folder")  # fmt: skip
+    p.add_argument("--workers", type=int, default=1, metavar="N", help="with --queue: processes to start (default 1)")
+    p.add_argument("--lease", type=float, default=60.0, metavar="SECONDS",
+                   help="with --queue: a stage is free so long after its worker was last heard of (60)")  # fmt: skip
+    p.add_argument("--status", action="store_true", help="with --queue: tell the state of every stage, and do nothing")
+    p.add_argument("--retry", action="store_true", help="with --queue: try stages again that failed")
     p.add_argument("--data-dir", metavar="FOLDER", help="where data sets lie (default: $SECATEUR_DATA)")
     p.add_argument("--log", choices=("tensorboard", "mlflow", "trackio"), help="mirror the figures to a tracker")
     _settings(p)
