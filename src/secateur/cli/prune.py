@@ -27,13 +27,15 @@ def run(request: argparse.Namespace) -> int:
         raise UsageError("--inputs has no effect without a solver; add `--solver sparsegpt`, or leave it out.")
     if request.curvature and not request.solver:
         raise UsageError("--curvature has no effect without a solver; add `--solver exact_obs`, or leave it out.")
+    if request.plan and request.epochs:
+        raise UsageError("--plan prunes once, and --epochs step by step; leave one of the two out.")
     if request.to is not None:
         parse_target(request.to)
     given = {
         key: getattr(request, key) for key in ("criterion", "allocation", "pattern", "solver", "inputs", "curvature")
     }
     choices = {key: value for key, value in given.items() if value is not None}
-    step: dict[str, Any] = {key: value for key in ("only", "skip") if (value := getattr(request, key))}
+    step: dict[str, Any] = {key: value for key in ("only", "skip", "plan") if (value := getattr(request, key))}
     if request.epochs:
         step |= {"do": "train", "epochs": request.epochs, "lr": 0.1 if request.lr is None else request.lr}
         step["rules"] = [{"use": "gradual", **choices}]
@@ -42,7 +44,8 @@ def run(request: argparse.Namespace) -> int:
         step |= {"do": "prune", **({} if request.to is None else {"to": request.to}), **choices}
     table = table_of(request, [step, {"do": "measure"}])
     target = _aim_rule(table["step"][0], request.to) if request.epochs else _aim(table["step"][0], None)[0]
-    out = request.out or default_out(request.start, "prune", request.solver or request.criterion or "", str(target))
+    named = Path(request.plan).stem if request.plan else str(target)
+    out = request.out or default_out(request.start, "prune", request.solver or request.criterion or "", named)
     return execute(request, table, Path(out))
 
 

@@ -29,8 +29,9 @@ class Verb:
         return int(importlib.import_module(f"secateur.cli.{self.module}").run(request))
 
 
-def _shared(p: argparse.ArgumentParser) -> None:
-    p.add_argument("-o", "--out", metavar="FOLDER", help="the run folder (default: a name under runs/)")
+def _shared(p: argparse.ArgumentParser, kept: str = "") -> None:
+    p.add_argument("-o", "--out", metavar="FILE" if kept else "FOLDER",
+                   help=kept or "the run folder (default: a name under runs/)")  # fmt: skip
     p.add_argument("--data", metavar="NAME", help="digits, mnist, cifar10, ..., a folder, or module:function")
     p.add_argument("--data-dir", metavar="FOLDER", help="where data sets lie (default: $SECATEUR_DATA)")
     p.add_argument("--seed", type=int, metavar="N", help="seed of everything random (default 0)")
@@ -76,10 +77,35 @@ def _prune(p: argparse.ArgumentParser) -> None:
         "--epochs", type=int, default=0, metavar="N", help="prune step by step while training (default: once)"
     )
     p.add_argument("--lr", type=float, metavar="X", help="highest learning rate, with --epochs (default 0.1)")
+    p.add_argument("--plan", metavar="FILE", help="carry out what `secateur plan` has decided, layer by layer")
     p.add_argument("--net", metavar="NAME", help="the network of a .safetensors file")
     p.add_argument("--only", action="append", default=[], metavar="GLOB", help="prune only these tensors")
     p.add_argument("--skip", action="append", default=[], metavar="GLOB", help="leave these tensors alone")
     _shared(p)
+
+
+def _plan(p: argparse.ArgumentParser) -> None:
+    p.add_argument("start", metavar="FOLDER", help="a run folder or .safetensors file (then with --net)")
+    p.add_argument("--to", required=True, metavar="TARGET",
+                   help='"ms 3.5", "latency 0.5x", "bytes 200kB", "macs 0.5x", "params 10%%", "loss +0.05" or '
+                        '"accuracy -0.5" (points)')  # fmt: skip
+    p.add_argument("--patterns", action="append", metavar="A,B",
+                   help="what tensors may take: unstructured (default), 4x1, 2:4, ...; may be repeated")  # fmt: skip
+    p.add_argument("--criterion", "--score", metavar="NAME", help="which weights matter (default magnitude)")
+    p.add_argument("--solver", metavar="NAME", help="choose the weights of a layer and move the others: sparsegpt, ...")
+    p.add_argument("--inputs", choices=("sequential", "dense"), default=None,
+                   help="a solver's layers see the network pruned so far (default), or the dense one")  # fmt: skip
+    p.add_argument("--batch", type=int, metavar="N", help="examples in a call that is timed (default 1)")
+    p.add_argument("--threads", type=int, metavar="N", help="threads of the compiled core (default: all cores)")
+    p.add_argument("--examples", type=int, metavar="N", help="training examples for scores and losses (default 1024)")
+    p.add_argument("--least", choices=("ms", "bytes", "macs", "params"), default=None,
+                   help="for targets of loss and accuracy: what is to be least (default ms)")  # fmt: skip
+    p.add_argument("--no-measure", action="store_true",
+                   help="forecast only: no layer is timed, nothing is tried on a copy")  # fmt: skip
+    p.add_argument("--net", metavar="NAME", help="the network of a .safetensors file")
+    p.add_argument("--only", action="append", default=[], metavar="GLOB", help="prune only these tensors")
+    p.add_argument("--skip", action="append", default=[], metavar="GLOB", help="leave these tensors alone")
+    _shared(p, "where the plan is kept (default: it is only shown)")
 
 
 def _shrink(p: argparse.ArgumentParser) -> None:
@@ -226,6 +252,9 @@ VERBS: dict[str, Verb] = {
                   "example:\n  secateur train --net lenet_300_100 --data digits --epochs 10 -o runs/dense"),
     "prune": Verb("prune a network, once or step by step while training, and measure it", _prune, "prune",
                   'example:\n  secateur prune runs/dense --to "params 5%" --epochs 10'),
+    "plan": Verb("say what to prune layer by layer for a target, in which pattern, and what it should do", _plan,
+                 "plan", 'example:\n  secateur plan runs/dense --to "latency 0.5x" --patterns unstructured,4x1 -o plan.json\n'
+                 "  secateur prune runs/dense --plan plan.json"),
     "shrink": Verb("remove units, so that the network itself is smaller, and measure it", _shrink, "shrink",
                    'example:\n  secateur shrink runs/dense --to "macs 0.5x" --criterion taylor_filter --epochs 5'),
     "run": Verb("run a recipe; finished steps are skipped, unfinished ones go on", _run, "run",

@@ -155,12 +155,11 @@ class PruneStep:
             self._check_solver()
 
     def _check_planned(self) -> None:
-        decided = ("to", "criterion", "allocation", "pattern", "only", "skip", "solver", "inputs", "curvature", "rounds")
-        for name in decided:
-            default = {"to": None, "criterion": Magnitude(), "allocation": Global(), "pattern": Unstructured()}
-            usual = default[name] if name in default else PruneStep.__dataclass_fields__[name].default
-            if getattr(self, name) not in (usual, "sparsity 0.9" if name == "to" else usual):
-                raise UsageError(f"prune: {name} has no effect with a plan, which says it itself; leave one of them out.")
+        usual = PruneStep()
+        what = ("to", "criterion", "allocation", "pattern", "only", "skip")
+        for name in (*what, "solver", "inputs", "curvature", "rounds"):
+            if getattr(self, name) not in (getattr(usual, name), None):
+                raise UsageError(f"prune: {name} has no effect with a plan, which says it all; leave one of them out.")
 
     def _check_solver(self) -> None:
         pattern = aim(self.to, self.pattern)[1]

@@ -354,11 +354,12 @@ class _Planner:
         if offset > 0:
             rest = f"{offset:.4g}" if self.quantity == "ms" else f"{round(offset):,}"
             text += f", of which {rest} {unit} lie outside of the tensors that can be pruned"
-        return BudgetError(f"{text}. {self._better(best, unit)}")
+        return BudgetError(f"{text}. {self._better(unit)}")
 
-    def _better(self, best: float, unit: str) -> str:
+    def _better(self, unit: str) -> str:
         """Which other pattern would do better, and what to do."""
         found: list[tuple[float, str]] = []
+        own = self._figure(self.market.least(self.quantity))  # forecast beside forecast
         for word in (word for word in USUAL if word not in self.how.patterns):
             try:
                 cost = self.cost if self.how.cost is not None or self.quantity != "ms" else self._priced((word,))
@@ -366,7 +367,7 @@ class _Planner:
             except SecateurError:
                 continue
             found.append((self._figure(Market(sellers).least(self.quantity)), word))
-        better = [f"{word} reaches {figure:.4g} {unit} by forecast" for figure, word in sorted(found) if figure < best]
+        better = [f"{word} reaches {figure:.4g} {unit} by forecast" for figure, word in sorted(found) if figure < own]
         told = f"Other patterns: {'; '.join(better)}. " if better else "No other pattern does better. "
         return f"{told}Ask for more, or remove units first (`secateur shrink`)."
 

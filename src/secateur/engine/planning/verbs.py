@@ -28,7 +28,7 @@ from secateur.engine.planning.plans import LayerPlan
 from secateur.engine.planning.targets import Aim, is_aim
 from secateur.engine.removing import few
 
-__all__ = ["carry_out_plan", "plan"]
+__all__ = ["carry_out_plan", "check_plan", "plan", "refuse_masks"]
 
 
 def plan(
@@ -205,6 +205,15 @@ def _refuse(allocation: Any, pattern: Any, masks: Masks | None, to: Any) -> None
     for name, value in (("allocation", allocation), ("pattern", pattern)):
         if value is not None:
             raise UsageError(f"{name} is for one budget of weights; a plan layer by layer takes patterns=[...].")
+    refuse_masks(masks)
+
+
+def refuse_masks(masks: Masks | None) -> None:
+    """Refuse masks with zeros: what layers cost and lose is forecast from the dense network.
+
+    Raises:
+        UsageError: with how many weights are pruned.
+    """
     if masks is not None and masks.kept < masks.total:
         raise UsageError(
             f"a plan layer by layer begins with a dense network; {masks.total - masks.kept:,} weights of this one are "
