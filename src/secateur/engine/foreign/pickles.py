@@ -235,7 +235,7 @@ def _set(s: Survey, entries: list[Any]) -> None:
     for key, value in zip(entries[::2], entries[1::2], strict=True):
         for part in key if isinstance(key, tuple) else (key,):
             if not isinstance(part, str | int | float | bytes | Named | None):  # a key can be nested without end
-                raise refusal(s.path, f"a table in it has the odd key {ascii(part)[:60]}", CURE)
+                raise refusal(s.path, f"a table in it has a key that is a {type(part).__name__}", CURE)
         if isinstance(target, dict):
             target[key] = value
 
