@@ -237,6 +237,21 @@ def _bench(p: argparse.ArgumentParser) -> None:
     p.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
+def _calibrate(p: argparse.ArgumentParser) -> None:
+    p.add_argument("nets", nargs="*", metavar="NET",
+                   help="run folders, or networks by name with --shape (default: a base set of eight)")  # fmt: skip
+    p.add_argument("--shape", metavar="A,B,C", help="the input's shape without the batch, for networks by name")
+    p.add_argument("--tokens", type=int, metavar="N", help="the input is token ids below N")
+    p.add_argument("--batch", type=int, nargs="+", metavar="N", help="batch sizes (default 1)")
+    p.add_argument("--threads", type=int, metavar="N", help="threads of the compiled core (default: all cores)")
+    p.add_argument("--pattern", action="append", default=[], metavar="P",
+                   help="unstructured, 4x1, 2:4, ...; may be repeated (default: these three)")  # fmt: skip
+    p.add_argument("--again", action="store_true", help="measure anew what is known of this machine")
+    p.add_argument("--status", action="store_true", help="say what is known, and measure nothing")
+    p.add_argument("--data-dir", metavar="FOLDER", help="where data sets lie (default: $SECATEUR_DATA)")
+    p.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
 def _export(p: argparse.ArgumentParser) -> None:
     p.add_argument("start", metavar="FOLDER", help="a run folder, or the folder of a step")
     p.add_argument("--format", metavar="NAME", help="onnx or pt2 (default: from the name of the file, else onnx)")
@@ -253,7 +268,8 @@ VERBS: dict[str, Verb] = {
     "prune": Verb("prune a network, once or step by step while training, and measure it", _prune, "prune",
                   'example:\n  secateur prune runs/dense --to "params 5%" --epochs 10'),
     "plan": Verb("say what to prune layer by layer for a target, in which pattern, and what it should do", _plan,
-                 "plan", 'example:\n  secateur plan runs/dense --to "latency 0.5x" --patterns unstructured,4x1 -o plan.json\n'
+                 "plan", "example:\n"
+                 '  secateur plan runs/dense --to "latency 0.5x" --patterns unstructured,4x1 -o plan.json\n'
                  "  secateur prune runs/dense --plan plan.json"),
     "shrink": Verb("remove units, so that the network itself is smaller, and measure it", _shrink, "shrink",
                    'example:\n  secateur shrink runs/dense --to "macs 0.5x" --criterion taylor_filter --epochs 5'),
@@ -265,6 +281,8 @@ VERBS: dict[str, Verb] = {
                     "example:\n  secateur measure runs/dense-prune-params-5pct --probe calibration"),
     "bench": Verb("time a network, compiled, against dense torch and other engines", _bench, "bench",
                   "example:\n  secateur bench --net resnet20 --shape 3,32,32 --zeros 0.9 --batch 1 16 --explain"),
+    "calibrate": Verb("measure what layers cost on this machine, for the forecasts of plans; remembered", _calibrate,
+                      "calibrate", "example:\n  secateur calibrate\n  secateur calibrate runs/dense --batch 1 16"),
     "export": Verb("write a network as ONNX or .pt2; the file is read back, compared, searched for zeros and timed",
                    _export, "export", "example:\n  secateur export runs/dense-prune-params-5pct -o small.onnx"),
     "report": Verb("write report.html and report.json for a run folder", _report, "report"),

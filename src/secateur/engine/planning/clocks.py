@@ -100,9 +100,10 @@ def in_turn(
 
 
 def _turn(session: Session, arrays: Sequence[np.ndarray], sharing: Sharing, timing: Timing, calls: int) -> None:
-    """Calls of one session: one that warms the caches, some profiled, some not."""
+    """Calls of one session: some that warm the caches, some profiled, some not."""
     batch = len(arrays[0]) if arrays[0].ndim else 1
-    session(*arrays)
+    for _ in range(max(1, calls // 4)):
+        session(*arrays)
     session.profile(True)
     for _ in range(calls):
         taken = _clocked(session, arrays)
@@ -126,7 +127,7 @@ def _calls(session: Session, arrays: Sequence[np.ndarray]) -> int:
     """How many calls make a turn: more of the short ones."""
     session(*arrays)
     once = min(_clocked(session, arrays) for _ in range(2))
-    return 5 if once < SHORT else 2 if once < 20 * SHORT else 1
+    return max(5, min(20, int(3 * SHORT / once))) if once < SHORT else 2 if once < 20 * SHORT else 1
 
 
 def _steady(timing: Timing, pace: np.ndarray) -> None:

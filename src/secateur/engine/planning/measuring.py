@@ -78,7 +78,7 @@ def forecast(
         missing = missing_rungs(table, machine, variants.layers, patterns)
         choices: dict[str, Choice] = {f"anchor {d:g}": _uniform(variants, patterns, d) for d in ANCHORS}
         if measure and missing:
-            plans = _squares(variants, missing)
+            plans = _versions(variants, missing)
             say(f"{sum(map(len, missing.values()))} figures to measure, in {len(plans)} versions of the network")
             choices |= plans | _checks(variants, patterns)
         timings, job = _timed(variants, choices, seconds if len(choices) > len(ANCHORS) else ANCHORING, say, stop)
@@ -125,34 +125,29 @@ def _uniform(variants: Variants, patterns: Sequence[str], density: float) -> Cho
     return found
 
 
-def _squares(variants: Variants, missing: Mapping[str, list[Rung]]) -> dict[str, Choice]:
-    """Versions of the network in which every layer stands once on each of its rungs, beside ever other neighbours.
+def _versions(variants: Variants, missing: Mapping[str, list[Rung]]) -> dict[str, Choice]:
+    """Versions of the network in which every layer stands once on each of its rungs, all at about the same density.
 
-    Layers of one kind share the work: each rung is then seen in two of them.
+    How long a layer takes depends on what its neighbours leave in the caches, and the layers of a plan have densities
+    of one order. Layers of one kind share the work: each rung is then seen in two of them.
     """
     kinds: dict[str, list[str]] = {}
     for name in missing:
         kinds.setdefault(variants.layers[name].key, []).append(name)
-    needed = 0
-    order: dict[int, list[Rung]] = {}
-    for names in kinds.values():
-        groups = list(dict.fromkeys(variants.layers[name].group for name in names))
-        rungs = missing[names[0]]
-        needed = max(needed, min(len(rungs), math.ceil(2 * len(rungs) / len(groups))))
-        for place, group in enumerate(groups):
-            shift = place * len(rungs) // len(groups)
-            if len(groups) == 1:
-                mixed = torch.randperm(len(rungs), generator=stream(0, "square", group)).tolist()
-            else:
-                mixed = [(shift + at) % len(rungs) for at in range(len(rungs))]
-            order.setdefault(group, []).extend(rungs[at] for at in mixed if rungs[at] not in order.get(group, ()))
-    needed = max([needed, *(len(rungs) for rungs in order.values() if len(order) == 1)])
+    rungs = {key: sorted(missing[names[0]], key=lambda rung: -rung[1]) for key, names in kinds.items()}
+    counts = {key: len({variants.layers[name].group for name in names}) for key, names in kinds.items()}
+    needed = max(min(len(rungs[key]), math.ceil(2 * len(rungs[key]) / count)) for key, count in counts.items())
+    places: dict[int, tuple[str, float]] = {}  # a group goes by the kind of its first layer, and by its turn in it
+    for key, names in kinds.items():
+        for turn, group in enumerate(dict.fromkeys(variants.layers[name].group for name in names)):
+            places.setdefault(group, (key, turn / counts[key]))
     choices: dict[str, Choice] = {}
     for number in range(needed):
         chosen: dict[str, Rung] = {}
         for name, layer in variants.layers.items():
-            rungs = order.get(layer.group)
-            rung = rungs[number % len(rungs)] if rungs else (DENSE, 1.0)
+            key, turn = places.get(layer.group, ("", 0.0))
+            ladder_of = rungs.get(key, [(DENSE, 1.0)])
+            rung = ladder_of[int((number + turn) * len(ladder_of) / needed)]
             chosen[name] = rung if rung[0] == DENSE or _fits(rung[0], layer.shape) else (DENSE, 1.0)
         choices[f"version {number}"] = chosen
     return choices

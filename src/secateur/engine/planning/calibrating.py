@@ -1,0 +1,218 @@
+"""Fills the table of costs: networks given by name or folder, or a base set whose shapes many networks share."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from os import PathLike
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from secateur import _native
+from secateur.core.errors import UsageError
+from secateur.core.patterns import parse_pattern
+from secateur.core.streams import seeded, stream
+from secateur.engine.planning import measuring
+from secateur.engine.planning.costs import NetworkCost
+from secateur.engine.planning.energy import joules
+from secateur.engine.planning.shapes import held_out
+from secateur.engine.planning.table import CostTable, Machine
+from secateur.engine.planning.variants import Variants
+from secateur.nets import build
+
+__all__ = ["BASE", "Calibration", "Subject", "base_set", "calibrate", "status"]
+
+SECONDS = 8.0  # of the clock for one network of the base set
+PATTERNS = ("unstructured", "4x1", "2:4")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network to measure.
+
+    Attributes:
+        name: As it is reported.
+        make: Gives the network and one batch of so many examples.
+    """
+
+    name: str
+    make: Callable[[int], tuple[nn.Module, Any]]
+
+
+@dataclass
+class Calibration:
+    """What a calibration did.
+
+    Attributes:
+        path: The file of the table.
+        rows: One a network and batch: name, batch, threads, isa, ms, error, measured (figures), seconds, joules.
+        error: Relative error that nine of ten figures stay within when a shape is forecast from the others.
+        shapes: How many shapes that was tried on.
+        stopped: Whether it was ended early.
+        notes: What a user may want to know.
+    """
+
+    path: str
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    error: float | None = None
+    shapes: int = 0
+    stopped: bool = False
+    notes: list[str] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return dict(vars(self))
+
+
+def _images(size: int) -> Callable[[int], Tensor]:
+    return lambda batch: torch.randn(batch, 3, size, size, generator=stream(0, "calibrate"))
+
+
+def _tokens(length: int, vocab: int) -> Callable[[int], Tensor]:
+    return lambda batch: torch.randint(0, vocab, (batch, length), generator=stream(0, "calibrate"))
+
+
+def _numbers(width: int) -> Callable[[int], Tensor]:
+    return lambda batch: torch.randn(batch, width, generator=stream(0, "calibrate"))
+
+
+BASE: dict[str, tuple[str, dict[str, Any], Callable[[int], Tensor]]] = {
+    "resnet20 at 32 px": ("resnet20", {}, _images(32)),
+    "mlp 784-300-100-10": ("mlp", {"inputs": 784, "outputs": 10, "widths": (300, 100)}, _numbers(784)),
+    "mlp 784-1024-1024-10": ("mlp", {"inputs": 784, "outputs": 10, "widths": (1024, 1024)}, _numbers(784)),
+    "mobilenet_v2 at 96 px": ("mobilenet_v2", {}, _images(96)),
+    "resnet50 at 64 px": ("resnet50", {"width": 32}, _images(64)),
+    "vit_tiny at 32 px": ("vit_tiny", {"depth": 2}, _images(32)),
+    "bert of width 256": (
+        "bert_tiny", {"vocab": 1000, "length": 64, "dim": 256, "depth": 1, "heads": 4}, _tokens(64, 1000),
+    ),
+    "lstm of width 128": ("lstm", {"vocab": 100, "hidden": 128}, _tokens(32, 100)),
+}  # fmt: skip
+"""Networks whose layers are measured when none is named: kind, options and input."""
+
+
+def base_set() -> list[Subject]:
+    """The networks that are measured when none is named."""
+
+    def subject(name: str) -> Subject:
+        kind, options, example = BASE[name]
+
+        def make(batch: int) -> tuple[nn.Module, Any]:
+            with seeded(0, "calibrate", kind):
+                return build(kind, None, None, **options).eval(), example(batch)
+
+        return Subject(name, make)
+
+    return [subject(name) for name in BASE]
+
+
+def calibrate(
+    subjects: Sequence[Subject],
+    batches: Sequence[int] = (1,),
+    threads: int | None = None,
+    patterns: Sequence[str] = PATTERNS,
+    cache: str | PathLike[str] | None = None,
+    again: bool = False,
+    seconds: float = SECONDS,
+    say: Callable[[str], None] = lambda text: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Calibration:
+    """Measure what the table lacks of some networks; each network is saved when it is done.
+
+    Args:
+        subjects: The networks.
+        batches: Examples in a call: each is measured by itself.
+        threads: Of the compiled core; None takes one for each core that this process may use.
+        patterns: In words.
+        cache: Folder of the table.
+        again: Measure anew what is known.
+        seconds: Of the clock for one network, at most about.
+        say: Told what is being done.
+        stop: Asked now and then whether to end with what is measured.
+
+    Raises:
+        UsageError: a pattern that is not understood, or no compiled core.
+        CaptureError: a network cannot be captured.
+
+    Cost: about ``seconds`` and the packing of twenty versions for each network and batch.
+    """
+    if _native.library() is None:
+        raise UsageError(f"there is nothing to measure: {_native.why_not()}. Install a wheel with the compiled core.")
+    words = tuple(dict.fromkeys(str(parse_pattern(word)) for word in patterns))
+    table = CostTable.open(cache)
+    found = Calibration(str(table.path), notes=[table.note] if table.note else [])
+    machine, forgotten = None, False
+    for subject in subjects:
+        for batch in batches:
+            if stop():
+                found.stopped = True
+                break
+            net, example = subject.make(batch)
+            if again and not forgotten:
+                table.forget(_machine(net, example, threads))
+                forgotten = True
+            say(f"{subject.name}, batch {batch} ...")
+            began, before = time.perf_counter(), _figures(cache)
+            cost = measuring.forecast(net, example, threads, words, True, cache, seconds, say, stop)
+            machine = Machine.here(cost.isa, cost.threads)
+            found.rows.append(_row(subject.name, cost, _figures(cache) - before, time.perf_counter() - began))
+            found.notes += [f"{subject.name}: {name}: {why}" for name, why in cost.left.items()]
+    if machine is not None:
+        held = held_out(CostTable.open(cache), machine)
+        found.error, found.shapes = (None if math.isnan(held.error) else held.error), held.shapes
+    if subjects and not found.stopped:
+        found.notes.append(_energy(subjects[0], batches[0], threads))
+    if not torch.cuda.is_available():
+        found.notes.append("torch on CUDA: not measured, there is none here")
+    return found
+
+
+def status(cache: str | PathLike[str] | None = None) -> dict[str, Any]:
+    """What the table holds, machine by machine.
+
+    Args:
+        cache: Folder of the table.
+    """
+    table = CostTable.open(cache)
+    rows = []
+    for name in sorted({*table.points, *table.checks}):
+        points, checks = table.points.get(name, {}), table.checks.get(name, [])
+        figures = sum(len(rungs) for by in points.values() for rungs in by.values())
+        errors = sorted(abs(forecast / measured - 1) for forecast, measured in checks)
+        within = errors[min(len(errors) - 1, int(0.9 * len(errors)))] if errors else None
+        patterns = sorted({pattern for by in points.values() for pattern in by if pattern != measuring.DENSE})
+        rows.append({"machine": name, "layers": len(points), "figures": figures, "patterns": patterns,
+                     "checks": len(checks), "error": within})  # fmt: skip
+    return {"path": str(table.path), "note": table.note, "machines": rows}
+
+
+def _row(name: str, cost: NetworkCost, figures: int, seconds: float) -> dict[str, Any]:
+    return {
+        "name": name, "batch": cost.batch, "threads": cost.threads, "isa": cost.isa, "ms": cost.now,
+        "error": cost.error, "layers": len(cost.layers), "measured": figures, "seconds": seconds,
+    }  # fmt: skip
+
+
+def _figures(cache: str | PathLike[str] | None) -> int:
+    return sum(row["figures"] for row in status(cache)["machines"])
+
+
+def _machine(net: nn.Module, example: Any, threads: int | None) -> Machine:
+    variants = Variants(net, example, threads)
+    variants.close()
+    return Machine.here(variants.isa, variants.threads)
+
+
+def _energy(subject: Subject, batch: int, threads: int | None) -> str:
+    net, example = subject.make(batch)
+    variants = Variants(net, example, threads)
+    try:
+        with variants.as_it_is() as session:
+            reading = joules(lambda: session(*variants.arrays))
+    finally:
+        variants.close()
+    return f"energy: {reading.value:.3g} J a call of {subject.name}" if reading.n else f"energy: {reading.note}"
