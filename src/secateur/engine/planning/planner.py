@@ -26,6 +26,7 @@ from secateur.engine.planning.carrying import Kept, digest_of, masks_of, scored,
 from secateur.engine.planning.choosing import NANO, Choice, Market, Offer, Seller, ladder
 from secateur.engine.planning.costs import NetworkCost, network_cost
 from secateur.engine.planning.plans import Figure, LayerChoice, LayerPlan, Other
+from secateur.engine.planning.rises import Rises, loss_rises
 from secateur.engine.planning.searching import Tried, largest
 from secateur.engine.planning.targets import RESOURCES, Aim, Quantity, parse_aim
 from secateur.engine.planning.trying import Trial
@@ -76,10 +77,10 @@ class Planning:
     least: Quantity = "ms"
     measure: bool = True
     compare: bool = True
-    examples: int = 256
+    examples: int = 128
     seed: int = 0
     cost: NetworkCost | None = None
-    rises: Any = None
+    rises: Rises | None = None
 
     def __post_init__(self) -> None:
         if not self.patterns:
@@ -138,12 +139,10 @@ class _Planner:
         return self.aim.quantity if self.aim.resource else self.how.least
 
     @cached_property
-    def rises(self) -> Any:
+    def rises(self) -> Rises:
         """The forecast of the loss."""
         if self.how.rises is not None:
             return self.how.rises
-        from secateur.engine.planning.rises import loss_rises
-
         names = [name for name in self.prunable if name not in self.barred]
         return loss_rises(
             self.task, names, self.how.patterns, criterion=self.how.criterion, solver=self.how.solver,
@@ -285,7 +284,7 @@ class _Planner:
         def make(limit: float) -> Choice | None:
             return self.market.cheapest(quantity, limit)
 
-        start = self._share_of(goal if self.aim.quantity == "loss" else 0.02 * goal)
+        start = self.rises.limit(goal if self.aim.quantity == "loss" else 0.02 * goal)
         if not self.how.measure:
             if self.aim.quantity == "accuracy":
                 raise UsageError("accuracy is only known by measuring; leave `measure` on, or ask for `loss +0.05`.")
@@ -302,16 +301,6 @@ class _Planner:
     def _untouched(self) -> Choice:
         self.notes.append(f"nothing can be pruned within {self.aim}: every choice that was tried does more harm")
         return Choice({s.name: s.dense for s in self.market.sellers}, totals=self.market.totals)
-
-    def _share_of(self, rise: float) -> float:
-        """The sum of shares of which the forecast rise is at most so much: bisection on cheapest choices."""
-        low, high = 0.0, max(self.market.most(), 1e-12)
-        for _ in range(14):
-            middle = math.sqrt(max(low, high * 1e-6) * high)
-            made = self.market.cheapest(self.quantity, middle)
-            small = made is not None and self.rises.total(made.chosen).value <= rise
-            low, high = (middle, high) if small else (low, middle)
-        return low or high
 
     def _read(self, choice: Choice) -> float:
         """What a choice gives, measured on a copy, in the quantity of the target."""
