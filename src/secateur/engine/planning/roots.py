@@ -1,0 +1,89 @@
+"""A random direction of a network's output whose square has the curvature of the loss as its mean."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from secateur.core.errors import ModelError
+from secateur.core.losses import CrossEntropy
+
+MOST = 256
+"""Outputs of an example of which the curvature of a loss that is not known here is taken as a matrix."""
+
+
+def root(loss: Callable[[Any, Any], Tensor], output: Any, target: Any, random: torch.Generator) -> Tensor:
+    """``u`` of the output's shape with ``E[u uᵀ] = H`` for each example, H the second derivative of its own loss.
+
+    For a change ``d`` of an example's output, ``E[(u · d)² / 2]`` is then the second-order rise of its loss; for
+    cross-entropy that is the divergence between the class probabilities before and after.
+
+    Args:
+        loss: of a batch, the mean over its examples. Cross-entropy is taken in closed form; for any other loss the
+            matrix H of an example is made where it has at most 256 outputs; beyond, the slope takes its place.
+        output: logits or whatever the loss takes, one row an example.
+        target: as the loss takes it.
+        random: for the signs.
+
+    Raises:
+        ModelError: when the output is no tensor.
+
+    Cost: none to speak of for cross-entropy; else a second derivative of the loss for each output.
+    """
+    if not isinstance(output, Tensor):
+        raise ModelError(
+            f"the network gives {type(output).__name__}; a forecast of the loss needs one tensor. Let it return its "
+            "logits."
+        )
+    output = output.detach()
+    classes = _classes(loss, output, target)
+    if classes is not None:
+        return _divergence(output, target, classes, random)
+    return _general(loss, output, target, random)
+
+
+def _classes(loss: Any, output: Tensor, target: Any) -> int | None:
+    """The dimension of the classes of a plain cross-entropy with class numbers; None for any other loss."""
+    if not isinstance(target, Tensor) or target.is_floating_point():
+        return None
+    if isinstance(loss, CrossEntropy):
+        return output.dim() - 1
+    plain = loss is functional.cross_entropy or (isinstance(loss, nn.CrossEntropyLoss) and loss.weight is None)
+    return 1 if plain else None
+
+
+def _divergence(output: Tensor, target: Tensor, classes: int, random: torch.Generator) -> Tensor:
+    """With ``ε`` random signs, ``√p ε - p (√p · ε)`` has the second moment ``diag(p) - p pᵀ``."""
+    wide = torch.promote_types(output.dtype, torch.float32)
+    p = output.to(wide).softmax(classes)
+    signed = p.sqrt() * _signs(p.shape, random, p)
+    u = signed - p * signed.sum(classes, keepdim=True)
+    counts = (target >= 0).to(wide)  # padding does not count
+    share = (
+        counts / counts.flatten(1).sum(1).clamp(min=1).reshape(-1, *[1] * (counts.dim() - 1)) if p.dim() > 2 else counts
+    )
+    return (u * share.sqrt().unsqueeze(classes)).to(output.dtype)
+
+
+def _general(loss: Callable[[Any, Any], Tensor], output: Tensor, target: Any, random: torch.Generator) -> Tensor:
+    count, size = output.shape[0], output[0].numel()
+    with torch.enable_grad():
+        z = output.clone().requires_grad_()
+        (slope,) = torch.autograd.grad(loss(z, target), z, create_graph=True)
+        if size > MOST or not slope.requires_grad:
+            return slope.detach() * count * _signs((count, *[1] * (z.dim() - 1)), random, z)
+        flat = slope.flatten(1)
+        rows = [torch.autograd.grad(flat[:, j].sum(), z, retain_graph=True)[0].flatten(1) for j in range(size)]
+    curvature = torch.stack(rows, 1).detach().double() * count
+    values, vectors = torch.linalg.eigh((curvature + curvature.mT) / 2)
+    signs = _signs((count, size), random, values)
+    u = (vectors @ (values.clamp(min=0).sqrt() * signs).unsqueeze(2)).squeeze(2)
+    return u.to(output.dtype).reshape(output.shape)
+
+
+def _signs(shape: tuple[int, ...] | torch.Size, random: torch.Generator, like: Tensor) -> Tensor:
+    return (torch.randint(0, 2, tuple(shape), generator=random) * 2 - 1).to(like.device, like.dtype)
