@@ -187,7 +187,7 @@ class Leases:
     """
 
     folder: Path
-    seconds: float = 60.0
+    seconds: int | float = 60
     owner: Owner = field(default_factory=Owner.this)
 
     def __post_init__(self) -> None:
@@ -286,7 +286,7 @@ class Leases:
         seconds, since, deaths = (
             n if isinstance(n, int | float) and math.isfinite(n) and n >= 0 else 0 for n in numbers
         )
-        return Seen(owner, float(seconds) or self.seconds, float(since), int(deaths), touched)
+        return Seen(owner, float(seconds or self.seconds), float(since), int(deaths), touched)
 
     def _remove(self, name: str, up_to: int) -> None:
         for number in sorted(self._numbers(name)):
