@@ -1,6 +1,7 @@
 """``secateur doctor``."""
 
 import argparse
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from secateur.engine.binding import set_option
 from secateur.engine.doctor import Beside, Finding, Mended, Report, environment, examine, mend
 
 _MANY = 40
+_ALIKE = 5
 
 
 def run(request: argparse.Namespace) -> int:
@@ -20,7 +22,7 @@ def run(request: argparse.Namespace) -> int:
             raise UsageError("name the file to look at: `secateur doctor FILE`.")
         return _machine(request)
     path = Path(request.path)
-    report = examine(path, beside)
+    report = examine(path, beside, speed=True)
     mended = mend(path, Path(request.fix), beside) if request.fix else None
     if request.json:
         dump({**report.to_table(), **(mended.to_table() if mended else {})})
@@ -58,16 +60,20 @@ def _machine(request: argparse.Namespace) -> int:
 
 def _show(report: Report, every: bool) -> None:
     rows = list(report.tensors)
-    told = {name for finding in (*report.findings, *report.notes) for name in finding.tensors}
+    told = {name for finding in report.findings for name in finding.tensors}
     shown = rows if every or len(rows) <= _MANY else [row for row in rows if row["name"] in told]
     width = max((len(row["name"]) for row in shown), default=0)
     for row in shown:
         print(_line(row, min(width, 60)))
     _totals(report, len(shown))
-    for finding in report.findings:
-        _tell(finding)
-    for note in report.notes:
-        _tell(note)
+    told_of: Counter[str] = Counter()
+    for finding in (*report.findings, *report.notes):
+        told_of[finding.kind] += 1
+        if every or told_of[finding.kind] <= _ALIKE:
+            _tell(finding)
+    for kind, count in told_of.items():
+        if count > _ALIKE and not every:
+            print(f"\n{count - _ALIKE:,} more of the kind {kind!r} (`--all` shows them)")
     if not report.findings:
         print("\nnothing is wrong with it")
 

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from secateur.engine.doctor import masked, names, norms, pairs, units, values
+from secateur.engine.doctor import masked, names, norms, pairs, removable, units, values
 from secateur.engine.doctor.findings import Check, Finding
 from secateur.engine.doctor.opening import Beside, Source, open_subject
 from secateur.engine.doctor.speed import expected_speed
 from secateur.engine.doctor.subject import Subject
 
+_NAMES: tuple[Check, ...] = (names.CHECKS["leftovers"], names.CHECKS["prefixes"])
 # In the order in which faults are mended: names first, since masks and pairs go by them; what sets zeros before what
 # copies them; statistics last, since they depend on the weights.
 CHECKS: tuple[Check, ...] = (
-    names.CHECKS["leftovers"], names.CHECKS["prefixes"],
+    *_NAMES,
     values.CHECKS["not finite"],
     masked.CHECKS["strangers"], masked.CHECKS["closed"], masked.CHECKS["leaks"],
     values.CHECKS["near zero"], values.CHECKS["subnormal"],
@@ -23,7 +24,8 @@ CHECKS: tuple[Check, ...] = (
     pairs.CHECKS["ties"], pairs.CHECKS["averages"], pairs.CHECKS["optimizer"],
     norms.CHECKS["impossible"], norms.CHECKS["never taken"], norms.CHECKS["stale"],
     values.CHECKS["constant"], values.CHECKS["types"],
-    units.CHECKS["dead"], units.CHECKS["zeros"], units.CHECKS["left"], names.CHECKS["duplicates"],
+    units.CHECKS["dead"], removable.CHECKS["removable"], units.CHECKS["zeros"],
+    units.CHECKS["left"], names.CHECKS["duplicates"],
 )  # fmt: skip
 
 
@@ -39,7 +41,7 @@ class Report:
         notes: what is not wrong, but worth knowing.
         masked: whether masks were there to compare with.
         left: entries that were not read, and why.
-        speed: milliseconds expected on this machine, or why they are not known.
+        speed: milliseconds expected on this machine, or why they are not known; empty where nobody asked.
     """
 
     path: Path
@@ -66,7 +68,7 @@ class Report:
         }  # fmt: skip
 
 
-def examine(path: Path, beside: Beside | None = None) -> Report:
+def examine(path: Path, beside: Beside | None = None, *, speed: bool = False) -> Report:
     """Look for all that is wrong with a file of weights.
 
     Reads safetensors, ``torch.save``, ONNX, ``.pt2``, folders of Hugging Face and run folders; no code in them is run.
@@ -74,6 +76,7 @@ def examine(path: Path, beside: Beside | None = None) -> Report:
     Args:
         path: the file or folder.
         beside: the network, data, masks and other files that belong to it.
+        speed: also what the network should take on this machine, compiled; needs network and data.
 
     Raises:
         SecateurError: when a file is missing, damaged or of another kind, or network and data do not fit it.
@@ -81,14 +84,16 @@ def examine(path: Path, beside: Beside | None = None) -> Report:
     Cost: some twenty passes over the tensors; with network and data also three passes over 512 examples.
     """
     subject, source = open_subject(path, beside or Beside())
-    return report_on(subject, source)
+    report = report_on(subject, source)
+    return replace(report, speed=expected_speed(subject)) if speed else report
 
 
 def report_on(subject: Subject, source: Source) -> Report:
     """The report on tensors that are read already."""
-    found = [finding for check in CHECKS for finding in check.find(subject)]
+    plain = names.normalised(subject)  # masks and pairs go by plain names
+    found = [finding for check in CHECKS for finding in check.find(subject if check in _NAMES else plain)]
     return Report(
         subject.path, subject.kind, tuple(values.row(name, tensor) for name, tensor in subject.tensors.items()),
         tuple(f for f in found if f.severity != "note"), tuple(f for f in found if f.severity == "note"),
-        subject.masked, dict(source.foreign.left) if source.foreign is not None else {}, expected_speed(subject),
+        subject.masked, dict(source.foreign.left) if source.foreign is not None else {},
     )  # fmt: skip

@@ -38,16 +38,14 @@ def _strangers(subject: Subject) -> list[Finding]:
 
 def _closed(subject: Subject) -> list[Finding]:
     """Masks that keep nothing."""
-    kept = {name: mask for name, mask in subject.masks.items() if mask.numel()}
-    kept |= {mask: subject.tensors[mask] != 0 for _, mask in parts(subject.tensors).values()}
     return [
         Finding(
-            "layer collapse", (name,), f"the mask of `{name.removesuffix('_mask')}` keeps none of {mask.numel():,} "
-            "weights: the layer is cut off", mask.numel(),
+            "layer collapse", (name,), f"the mask of `{name}` keeps none of {mask.numel():,} weights: the layer is cut "
+            "off", mask.numel(),
             "prune again so that each layer keeps some weights: `--allocation erk`, or a smaller sparsity",
         )
-        for name, mask in kept.items()
-        if mask.dim() >= 2 and not bool(mask.any())
+        for name, mask in subject.masks.items()
+        if mask.dim() >= 2 and mask.numel() and not bool(mask.any())
     ]  # fmt: skip
 
 

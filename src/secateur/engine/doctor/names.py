@@ -136,7 +136,10 @@ def _merge(subject: Subject, finding: Finding) -> Subject:
             new[stem] = weight
         elif name != mask:
             new[name] = tensor
-    return replace(subject, tensors=new)
+    masks = dict(subject.masks)
+    if weight.dim() >= 2:  # of biases a mask is rather an accident than a wish
+        masks.setdefault(stem, subject.tensors[mask] != 0)
+    return replace(subject, tensors=new, masks=masks)
 
 
 def normalised(subject: Subject) -> Subject:

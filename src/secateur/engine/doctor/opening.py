@@ -17,6 +17,7 @@ from secateur.core.masks import Masks
 from secateur.data import Dataset
 from secateur.data import load as load_data
 from secateur.engine.doctor.names import plain_names
+from secateur.engine.doctor.norms import network
 from secateur.engine.doctor.subject import Subject, real
 from secateur.engine.folder import CARD, MASKS, STRUCTURE, WEIGHTS, Artefact, resolve
 from secateur.engine.foreign import Foreign
@@ -79,8 +80,10 @@ def open_subject(path: Path, beside: Beside) -> tuple[Subject, Source]:
     recipe = _recipe(beside)
     if beside.data is not None:
         subject = replace(subject, data=_data(recipe, beside))
-    net = _network(recipe, subject, source.artefact)
-    return (replace(subject, net=net) if net is not None else subject), source
+    subject = replace(subject, net=_network(recipe, subject, source.artefact))
+    if subject.net is not None:
+        network(subject)  # refuses a network that is not that of the file
+    return subject, source
 
 
 def _is_ours(path: Path) -> bool:
@@ -144,14 +147,15 @@ def read_masks(path: Path) -> dict[str, Tensor]:
         return dict(Artefact.open(resolve(path)).masks())
     if path.suffix == ".safetensors" and read_tensors(path)[1].get("format", "").startswith("secateur.masks"):
         return dict(Masks.load(path))
-    found = {}
+    found: dict[str, Tensor] = {}
     for name, tensor in read_foreign(path).tensors.items():
         values = real(tensor)
         if tensor.dtype == torch.bool or bool(((values == 0) | (values == 1)).all()):
             found[name.removesuffix("_mask")] = values != 0
     if not found:
         raise FileError(f"{path} holds no masks: no tensor of only zeros and ones. Give masks.safetensors of a run.")
-    return found
+    new = plain_names(found)
+    return {new.get(name, name): mask for name, mask in found.items()}
 
 
 def _tensors(path: Path) -> Mapping[str, Tensor]:

@@ -134,11 +134,14 @@ def optimized(subject: Subject) -> dict[Any, str]:
     groups = [group for group in state["param_groups"] if isinstance(group, Mapping)]
     keys = [key for group in groups for key in group.get("params", [])]
     told = [name for group in groups for name in group.get("param_names", [])]
+    if not told and len(groups) != 1:  # in which order groups were filled is not told
+        return {}
+    again = {name for tie in subject.ties for name in tie[1:]}
     buffers = ("running_mean", "running_var", "num_batches_tracked")
     names = told or [
         name
         for name, tensor in subject.tensors.items()
-        if tensor.is_floating_point() and not name.endswith(buffers) and not subject.is_mask(name)
+        if tensor.is_floating_point() and not name.endswith(buffers) and name not in again and not subject.is_mask(name)
     ]
     if len(names) != len(keys) or any(name not in subject.tensors for name in names):
         return {}

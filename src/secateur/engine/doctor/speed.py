@@ -21,7 +21,7 @@ def expected_speed(subject: Subject, threads: int = 1) -> dict[str, Any]:
     if subject.net is None or subject.data is None:
         return {"why": "not known: shapes need the network and data, `--net NAME --data NAME`"}
     try:
-        from secateur.engine.planning import network_cost
+        from secateur.engine.planning.costs import network_cost
     except ImportError:
         return {"why": UNKNOWN}
     net, batches = network(subject), examples(subject)

@@ -24,55 +24,64 @@ def silent_rows(subject: Subject, name: str) -> Tensor:
 
 
 def _dead(subject: Subject) -> list[Finding]:
-    found = []
+    """Outputs whose weights are all zero; in one note, since high sparsity leaves some in many layers."""
+    counts, units, biased = {}, 0, 0
+    tied = {name for tie in subject.ties for name in tie}
     for name in subject.weights():
         rows = silent_rows(subject, name)
         count = int(rows.sum())
-        if not count or count == len(rows) or recurrent(name):
+        if not count or count == len(rows) or recurrent(name) or name in tied:
             continue
+        counts[name], units = count, units + len(rows)
         bias = subject.tensors.get(f"{name.removesuffix('weight')}bias") if name.endswith("weight") else None
-        fixed = bias is not None and bias.shape == rows.shape and bool((real(bias)[rows] != 0).any())
-        gives = "give nothing but their bias" if fixed else "are always zero"
-        found.append(Finding(
-            "dead units", (name,), f"{count:,} of {len(rows):,} outputs of `{name}` {gives}, and are still computed",
-            count, _command(subject), severity="note",
-        ))  # fmt: skip
-    return found + _unread(subject) + _closed_scales(subject)
+        biased += int((real(bias)[rows] != 0).sum()) if bias is not None and bias.shape == rows.shape else 0
+    whole = sum(counts.values())
+    gives = f"; {biased:,} of them give their bias, the others zero" if biased else ""
+    return _note(
+        subject, "dead units", counts,
+        f"{whole:,} of {units:,} outputs of {{}} meet no weight, always give the same, and are still computed{gives}",
+    ) + _unread(subject) + _closed_scales(subject)  # fmt: skip
+
+
+def _note(subject: Subject, kind: str, counts: dict[str, int], what: str) -> list[Finding]:
+    names = sorted(counts, key=lambda name: -counts[name])
+    shown = ", ".join(f"`{name}` ({counts[name]:,})" for name in names[:4])
+    shown += f" and {len(names) - 4:,} more" if len(names) > 4 else ""
+    count = sum(counts.values())
+    note = Finding(kind, tuple(counts), what.format(shown), count, _command(subject), severity="note")
+    return [note] if counts else []
 
 
 def _unread(subject: Subject) -> list[Finding]:
     """Inputs that a weight never looks at: what comes before computes them for nothing."""
-    found = []
+    counts, inputs = {}, 0
     for name, tensor in subject.weights().items():
         if tensor.shape[1] == 1 or recurrent(name):
             continue
         columns = (real(tensor).transpose(0, 1).flatten(1) == 0).all(1)
         count = int(columns.sum())
         if count and count < len(columns):
-            found.append(Finding(
-                "unread inputs", (name,), f"{count:,} of {len(columns):,} inputs of `{name}` meet no weight: what "
-                "computes them works for nothing, unless something else reads them", count, _command(subject),
-                severity="note",
-            ))  # fmt: skip
-    return found
+            counts[name], inputs = count, inputs + len(columns)
+    whole = sum(counts.values())
+    return _note(
+        subject, "unread inputs", counts,
+        f"{whole:,} of {inputs:,} inputs of {{}} meet no weight: unless they are read elsewhere, they are computed for "
+        "nothing",
+    )  # fmt: skip
 
 
 def _closed_scales(subject: Subject) -> list[Finding]:
     """Channels that a BatchNorm multiplies by zero."""
-    found = []
+    counts = {}
     for name in subject.tensors:
         stem = name.removesuffix("running_var")
         scale = subject.tensors.get(f"{stem}weight")
-        if stem == name or scale is None:
-            continue
-        count = zeros(scale)
-        if count and count < scale.numel():
-            found.append(Finding(
-                "dead units", (f"{stem}weight",),
-                f"{count:,} of {scale.numel():,} channels are multiplied by zero in `{stem}weight`, and are still "
-                "computed", count, _command(subject), severity="note",
-            ))  # fmt: skip
-    return found
+        if stem != name and scale is not None and 0 < zeros(scale) < scale.numel():
+            counts[f"{stem}weight"] = zeros(scale)
+    return _note(
+        subject, "closed channels", counts,
+        f"{sum(counts.values()):,} channels are multiplied by zero in {{}}, and are still computed",
+    )  # fmt: skip
 
 
 def _dense_zeros(subject: Subject) -> list[Finding]:

@@ -127,7 +127,11 @@ def _constant(subject: Subject) -> list[Finding]:
     found = []
     for name, tensor in subject.weights().items():
         values = real(tensor).flatten()
-        if tensor.numel() < 2 or not bool((values == values[0]).all()) or _same(subject.dense.get(name), tensor):
+        mask = subject.masks.get(name)
+        closed = mask is not None and not bool(mask.any())  # the check of masks tells it
+        if tensor.numel() < 2 or closed or not bool((values == values[0]).all()):
+            continue
+        if _same(subject.dense.get(name), tensor):
             continue
         value = float(values[0])
         why = "every weight of it is zero, so nothing passes through" if value == 0 else f"every weight is {value:g}"
