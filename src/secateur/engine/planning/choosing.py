@@ -207,8 +207,12 @@ class Market:
         if solved is None:
             return None
         chosen = {s.name: s.offers[i] for s, i in zip(self.sellers, solved.chosen, strict=True)}
-        made = Choice(chosen, solved.bound, solved.exact, self.totals)
-        return self._filled(made, quantity, limit)
+        made = self._filled(Choice(chosen, solved.bound, solved.exact, self.totals), quantity, limit)
+        for word in dict.fromkeys(word for s in self.sellers for word in s.patterns):
+            even = self.uniform(word, quantity, limit)  # between the rungs it may be better
+            if even is not None and even.loss < made.loss:
+                made = replace(made, offers=even.offers)
+        return made
 
     def cheapest(self, quantity: Quantity, loss: float) -> Choice | None:
         """The least cost of all choices whose losses sum to at most ``loss``."""
@@ -221,12 +225,16 @@ class Market:
     def uniform(self, word: str, quantity: Quantity, limit: int) -> Choice | None:
         """The same density of one pattern in all tensors that can take it, as high as the limit allows."""
         lowest = min((d for s in self.sellers for d in s.densities), default=1.0)
-        for step in range(_EVEN + 1):
-            offers = {s.name: s.near(word, lowest ** (step / _EVEN)) for s in self.sellers}
-            made = Choice(offers, totals=self.totals)
-            if made.cost(quantity) <= limit:
-                return made
-        return None
+
+        def at(step: int) -> Choice:
+            return Choice({s.name: s.near(word, lowest ** (step / _EVEN)) for s in self.sellers}, totals=self.totals)
+
+        low, high = 0, _EVEN  # the least step that is cheap enough; cost falls with the density
+        while low < high:
+            middle = (low + high) // 2
+            low, high = (low, middle) if at(middle).cost(quantity) <= limit else (middle + 1, high)
+        made = at(low)
+        return made if made.cost(quantity) <= limit else None
 
     def _options(self, quantity: Quantity) -> list[list[Option]]:
         return [[Option(offer.cost(quantity), offer.loss) for offer in s.offers] for s in self.sellers]

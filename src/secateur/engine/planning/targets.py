@@ -49,7 +49,7 @@ class Aim:
         """Whether the network is to take less, and not to get at most so much worse."""
         return self.quantity in RESOURCES
 
-    def limit(self, now: float) -> float:
+    def limit(self, now: float | int) -> float:
         """The most that the network may take, given what it takes now; shares are read as decimal numbers."""
         return float(Fraction(f"{self.value:.12f}") * Fraction(now)) if self.relative else self.value
 

@@ -1,0 +1,202 @@
+"""Plans of a small network with plain numbers: targets are met, nothing is changed, and what cannot be is told."""
+
+import copy
+
+import pytest
+import torch
+from tests.engine.planning.plan_kit import HARM, NAMES, WORDS, WORSE, cost_of_kit, how, network, rises_of_kit, task_of
+from torch import nn
+
+import secateur
+from secateur.core.errors import BudgetError, UsageError
+from secateur.core.losses import CrossEntropy
+from secateur.core.task import Task
+from secateur.engine.planning.planner import Planning, plan_network
+
+TOTAL = 16 * 24 + 24 * 16 + 16 * 4
+
+
+def bits(net):
+    return {name: tensor.detach().clone() for name, tensor in net.state_dict().items()}
+
+
+@pytest.mark.parametrize(
+    "to", ["ms 1.2", "latency 0.6x", "bytes 3kB", "macs 0.4x", "params 30%", "keep 123", "loss +0.1"]
+)
+def test_targets_are_met_by_forecast_and_nothing_is_changed(to):
+    task, options = task_of(), how(compare=False)
+    before, modes = bits(task.model), [m.training for m in task.model.modules()]
+
+    plan = plan_network(task, to, options)
+
+    assert all(torch.equal(tensor, before[name]) for name, tensor in task.model.state_dict().items())
+    assert modes == [m.training for m in task.model.modules()]
+    figures = plan.figures
+    goals = {
+        "ms 1.2": figures["ms"].forecast <= 1.2,
+        "latency 0.6x": figures["ms"].forecast <= 0.6 * options.cost.now + 1e-12,
+        "bytes 3kB": figures["bytes"].forecast <= 3000,
+        "macs 0.4x": figures["macs"].forecast <= 0.4 * TOTAL,
+        "params 30%": figures["params"].forecast == -(-TOTAL * 3 // 10),
+        "keep 123": figures["params"].forecast == 123,
+        "loss +0.1": plan.rise <= 0.1 + 1e-9,
+    }
+    assert goals[to]
+    assert [layer.name for layer in plan.layers] == list(NAMES)
+    assert plan.figures["params"].forecast == sum(layer.kept for layer in plan.layers)
+
+
+def test_forecasts_are_those_of_the_parts():
+    """Milliseconds are the clock's lines summed, the loss the line through the sum of shares, each share its part."""
+    options = how()
+    plan = plan_network(task_of(), "ms 1.0", options)
+    cost, rises = options.cost, options.rises
+    chosen = {la.name: (la.pattern, la.kept / la.total) for la in plan.layers if la.pattern}
+
+    assert plan.figures["ms"].forecast == pytest.approx(cost.total(chosen), abs=1e-6 * 3)
+    assert plan.figures["ms"].low == pytest.approx(0.9 * plan.figures["ms"].forecast)
+    assert plan.rise == pytest.approx(rises.total(chosen).value, rel=1e-9)
+    assert sum(layer.loss for layer in plan.layers) == pytest.approx(plan.rise, rel=1e-9)
+    assert plan.exact
+
+
+def test_what_each_pattern_alone_gives_is_told():
+    """The best of all is no worse than any alone, and that no worse than the same density everywhere."""
+    plan = plan_network(task_of(), "ms 1.0", how())
+    others = {other.what: other for other in plan.others}
+
+    assert not others["2:4 alone"].met and others["2:4 alone"].figure > 1.0
+    for word in ("unstructured", "4x1"):
+        alone, even = others[f"{word} alone"], others[f"{word} at the same density everywhere"]
+        assert plan.rise <= alone.rise + 1e-9 and alone.rise <= even.rise + 0.01
+        assert alone.low < alone.rise < alone.high and alone.figure <= 1.0
+    text = str(plan)
+    assert "2:4 alone: cannot meet the target; at best" in text and "4.weight" in text
+
+
+def test_a_layer_that_never_pays_says_so():
+    slow = cost_of_kit(("unstructured",))
+    curve = slow.layers["4.weight"]["unstructured"]
+    dear = {**slow.layers, "4.weight": {"unstructured": type(curve)((0.02, 1.0), (0.07, 0.08))}}
+    cost = type(slow)(dear, slow.dense, slow.fixed, slow.error)
+
+    plan = plan_network(task_of(), "ms 1.0", how(("unstructured",), cost=cost))
+
+    layer = next(layer for layer in plan.layers if layer.name == "4.weight")
+    assert layer.pattern == "" and layer.kept == layer.total
+    assert layer.why == "never pays: at best 0.07 ms (unstructured), as it is 0.05 ms"
+    assert f"as it is: 4.weight ({layer.why})" in str(plan)
+
+
+@pytest.mark.parametrize(
+    ("to", "words", "said"),
+    [
+        ("ms 0.21", WORDS, "ms 0.21 cannot be met with unstructured, 4x1, 2:4: the best reachable is 0.33"),
+        ("ms 1.0", ("2:4",), "unstructured reaches"),
+        ("macs 0.001x", WORDS, "the best reachable is"),
+        ("keep 2", WORDS, "weights"),
+        ("bytes 100", WORDS, "lie outside of the tensors that can be pruned"),
+    ],
+)
+def test_what_cannot_be_reached_names_the_best_and_other_patterns(to, words, said):
+    options = how(words, cost=cost_of_kit())
+
+    with pytest.raises(BudgetError) as error:
+        plan_network(task_of(), to, options)
+
+    assert said in str(error.value)
+
+
+def test_the_best_reachable_is_reachable():
+    with pytest.raises(BudgetError) as error:
+        plan_network(task_of(), "keep 1", how())
+    best = int(str(error.value).partition("reachable is ")[2].partition(" weights")[0])
+
+    assert plan_network(task_of(), f"keep {best}", how(compare=False)).figures["params"].forecast == best
+    with pytest.raises(BudgetError):
+        plan_network(task_of(), f"keep {best - 1}", how())
+
+
+def test_bytes_of_the_file_are_met():
+    """Measured, not forecast: the file of the pruned network takes at most so many bytes, and nearly as many."""
+    task = task_of()
+    plan = plan_network(task, "bytes 4000", how(measure=True, compare=False))
+
+    cut = secateur.prune(task, plan)
+
+    assert 3900 <= plan.figures["bytes"].measured <= 4000
+    assert cut.planned.figures["bytes"]["measured"] == plan.figures["bytes"].measured
+
+
+@pytest.mark.parametrize("to", ["loss +0.05", "accuracy -10"])
+def test_quality_is_measured_on_a_copy_and_met(to):
+    """The shares are far off on purpose; the plan goes by what the copy loses."""
+    task = task_of()
+    plan = plan_network(task, to, how(measure=True, compare=False, least="macs"))
+    loss = task.mean_loss()
+
+    cut = secateur.prune(task, plan)
+
+    assert plan.figures["loss"].measured == pytest.approx(task.mean_loss(), abs=1e-12) and cut.masks.sparsity > 0
+    if to.startswith("loss"):
+        assert task.mean_loss() - loss <= 0.05
+    else:
+        assert plan.figures["accuracy"].before - plan.figures["accuracy"].measured <= 10
+
+
+def test_measured_milliseconds_stay_below_the_target():
+    """However wrong the forecast is: half of what the clock says of the network as it is."""
+    wide = nn.Sequential(nn.Linear(256, 512), nn.ReLU(), nn.Linear(512, 256), nn.ReLU(), nn.Linear(256, 4))
+    x = torch.randn((8, 256), generator=torch.Generator().manual_seed(0))
+    task = Task(wide.eval(), CrossEntropy(), [(x, torch.arange(8) % 4)])
+    plan = plan_network(task, "latency 0.7x", how(measure=True, compare=False, cost=_slow(), threads=1))
+
+    assert plan.figures["ms"].measured <= 0.7 * plan.figures["ms"].before
+
+
+def _slow():
+    """Ten times too slow, and the same line for both layers."""
+    cost = cost_of_kit()
+    return type(cost)(cost.layers, cost.dense, 10 * cost.fixed, 0.5, threads=1)
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        ({"patterns": ()}, "no pattern"),
+        ({"patterns": ("diagonal",)}, "'diagonal'"),
+        ({"least": "loss"}, "least"),
+        ({"batch": 0}, "batch"),
+    ],
+)
+def test_options_that_mean_nothing_are_refused(options, word):
+    with pytest.raises(UsageError, match=word):
+        Planning(**options)
+
+
+def test_a_pruned_network_is_refused():
+    task = task_of()
+    secateur.prune(task, "sparsity 0.5")
+
+    with pytest.raises(UsageError, match="zero already"):
+        plan_network(task, "params 10%", how())
+
+
+def test_the_wide_form_and_the_old_one():
+    """Without patterns, and with a target of weights, all is as it was; a target in milliseconds asks for layers."""
+    task, given = task_of(), {"cost": cost_of_kit(), "rises": rises_of_kit(), "measure": False}
+    assert isinstance(secateur.plan(task, "params 30%"), secateur.Plan)
+    assert isinstance(secateur.plan(task, "params 30%", patterns=["unstructured"], **given), secateur.LayerPlan)
+    assert isinstance(secateur.plan(task, "ms 1.2", **given), secateur.LayerPlan)
+    for wrong in ({"batch": 3}, {"patterns": ["4x1"], "allocation": secateur.core.allocations.Global()},
+                  {"patterns": ["4x1"], "bach": 3}):  # fmt: skip
+        with pytest.raises(UsageError):
+            secateur.plan(task, "params 30%", **wrong)
+    with pytest.raises(UsageError, match="needs a target"):
+        secateur.plan(task, patterns=["4x1"])
+
+
+def test_shares_of_the_kit_are_what_they_say():
+    rises = rises_of_kit()
+    assert rises.at("0.weight", "4x1", 0.3) == pytest.approx(HARM["0.weight"] * WORSE["4x1"] * 0.7**2)
+    assert copy.deepcopy(network()).state_dict().keys() == network().state_dict().keys()
