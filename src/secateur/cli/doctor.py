@@ -60,8 +60,10 @@ def _machine(request: argparse.Namespace) -> int:
 
 def _show(report: Report, every: bool) -> None:
     rows = list(report.tensors)
-    told = {name for finding in report.findings for name in finding.tensors}
-    shown = rows if every or len(rows) <= _MANY else [row for row in rows if row["name"] in told]
+    told = {name for finding in report.findings if len(finding.tensors) <= _ALIKE for name in finding.tensors}
+    odd = ("near_zeros", "subnormal", "not_finite")
+    telling = [row for row in rows if row["name"] in told or any(row[key] for key in odd)]
+    shown = rows if every or len(rows) <= _MANY else telling[:_MANY]
     width = max((len(row["name"]) for row in shown), default=0)
     for row in shown:
         print(_line(row, min(width, 60)))
@@ -91,10 +93,14 @@ def _line(row: dict[str, Any], width: int) -> str:
 
 def _totals(report: Report, shown: int) -> None:
     rows = report.tensors
-    zeros, numel = (sum(row[key] for row in rows) for key in ("zeros", "numel"))
+    zeros, numel = (sum(row[key] for row in rows if len(row["shape"]) > 1) for key in ("zeros", "numel"))
+    names = {"safetensors": "safetensors", "torch": "torch.save", "onnx": "ONNX", "pt2": ".pt2", "folder": "run folder"}
     half = sum(row["subnormal_in_float16"] for row in rows)
     more = f", {len(rows) - shown:,} of them not shown (`--all` shows them)" if shown < len(rows) else ""
-    print(f"{len(rows):,} tensors{more}; zeros {zeros:,} of {numel:,} ({zeros / max(1, numel):.2%})")
+    print(
+        f"{names.get(report.kind, report.kind)}: {len(rows):,} tensors{more}; "
+        f"zeros in weights {zeros:,} of {numel:,} ({zeros / max(1, numel):.2%})"
+    )
     if half:
         print(f"as float16, {half:,} values would be subnormal or zero")
     for name, why in report.left.items():

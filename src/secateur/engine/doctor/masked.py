@@ -13,6 +13,7 @@ from secateur.engine.doctor.names import parts
 from secateur.engine.doctor.subject import Subject, real, zeros
 
 _SHARE = 0.95  # of the groups that follow a pattern, from which on the others are taken for a fault
+_SAMPLE = 1000  # groups that tell whether a pattern is worth counting in full
 _PATTERNS = (NM(2, 4), NM(1, 4), NM(4, 8), NM(2, 8), NM(1, 8))
 
 
@@ -93,7 +94,10 @@ def broken_groups(tensor: Tensor) -> tuple[NM, Tensor] | None:
     for pattern in _PATTERNS:
         if pattern.why_not(tuple(tensor.shape)):
             continue
-        kept = (_groups(tensor, pattern.m) != 0).sum(1)
+        groups = _groups(tensor, pattern.m) != 0
+        if float((groups[:_SAMPLE].sum(1) == pattern.n).double().mean()) < 0.5:
+            continue
+        kept = groups.sum(1)
         above = kept > pattern.n
         exact = float((kept == pattern.n).double().mean())
         follow = 1 - float(above.double().mean())
@@ -102,34 +106,49 @@ def broken_groups(tensor: Tensor) -> tuple[NM, Tensor] | None:
     return None
 
 
+def _lying(tensor: Tensor) -> tuple[Tensor, bool] | None:
+    """A matrix with broken groups, its inputs along the second dimension, and whether it was turned for that.
+
+    Some formats and layers keep a matrix the other way round.
+    """
+    for turned in (False, True) if tensor.dim() == 2 else (False,):
+        view = tensor.t() if turned else tensor
+        if broken_groups(view) is not None:
+            return view, turned
+    return None
+
+
 def _nearly_nm(subject: Subject) -> list[Finding]:
     found = []
     for name, tensor in subject.weights().items():
-        broken = broken_groups(tensor)
+        lying = _lying(tensor)
+        broken = broken_groups(lying[0]) if lying is not None else None
         if broken is None:
             continue
         pattern, above = broken
         count, shown = int(above.sum()), ", ".join(map(str, above.nonzero().flatten()[:6].tolist()))
+        n, m = pattern.n, pattern.m
         found.append(Finding(
             "broken N:M", (name,),
             f"`{name}` is {pattern} in {len(above) - count:,} of {len(above):,} groups, but not in {count:,} "
             f"(number {shown}{', ...' if count > 6 else ''}): kernels for {pattern} will not take it", count,
-            f"keep the {pattern.n} largest of each group: `mask = secateur.core.patterns.NM({pattern.n}, {pattern.m})"
-            ".mask(w.abs(), w.numel() * n // m)`".replace("n // m", f"{pattern.n} // {pattern.m}"), True, "warning",
+            f"keep the {n} largest of each group: `w *= secateur.core.patterns.NM({n}, {m}).mask(w.abs(), "
+            f"w.numel() // {m} * {n})`", True, "warning",
         ))  # fmt: skip
     return found
 
 
 def _conform(subject: Subject, finding: Finding) -> Subject:
     (name,) = finding.tensors
-    tensor = subject.tensors[name]
-    broken = broken_groups(tensor)
-    if broken is None:
+    lying = _lying(subject.tensors[name])
+    broken = broken_groups(lying[0]) if lying is not None else None
+    if lying is None or broken is None:
         return subject
+    tensor, turned = lying
     pattern, _ = broken
-    shape = tuple(tensor.shape)
-    mask = pattern.mask(real(tensor).abs(), pattern.fixed(shape) or 0)
-    return subject.changed({name: torch.where(mask, real(tensor), 0.0).to(tensor.dtype)})
+    mask = pattern.mask(real(tensor).abs(), pattern.fixed(tuple(tensor.shape)) or 0)
+    new = torch.where(mask, real(tensor), 0.0).to(tensor.dtype)
+    return subject.changed({name: (new.t() if turned else new).contiguous()})
 
 
 def pruned(subject: Subject, name: str) -> Tensor | None:

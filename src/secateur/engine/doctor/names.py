@@ -13,6 +13,7 @@ from secateur.engine.doctor.findings import Check, Finding, listed
 from secateur.engine.doctor.subject import Subject, real
 
 _WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+_GRAPHS = ("onnx", "pt2")  # whose names nobody but the graph in the file goes by
 _COUNTER = "n_averaged"
 _PARAMETRIZED = re.compile(r"(^|.*\.)parametrizations\.([^.]+)\.original$")
 
@@ -54,7 +55,7 @@ def plain_names(tensors: Mapping[str, Tensor], known: frozenset[str] = frozenset
 
 def _prefixes(subject: Subject) -> list[Finding]:
     known = frozenset(subject.net.state_dict()) if subject.net is not None else frozenset[str]()
-    changed = plain_names(subject.tensors, known)
+    changed = plain_names(subject.tensors, known) if subject.kind not in _GRAPHS else {}
     if not changed:
         return []
     name, new = next(iter(changed.items()))

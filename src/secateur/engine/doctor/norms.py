@@ -57,6 +57,8 @@ def _impossible(subject: Subject) -> list[Finding]:
 def _explained(subject: Subject, variance: Tensor, mean: Tensor) -> int:
     """Channels of no variance that may well have none: nothing comes in, or a weight of as many rows has a dead one."""
     constant = variance == 0
+    if not bool(constant.any()):
+        return 0
     fine = constant & (mean == 0) if not bool((constant & (mean == 0)).all()) else torch.zeros_like(constant)
     for name, tensor in subject.weights().items():
         if len(tensor) == len(variance):

@@ -13,7 +13,9 @@ _SPARE = 1 << 16  # bytes of zeros below which nobody cares
 
 
 def _command(subject: Subject) -> str:
-    """A command that removes units from what was looked at."""
+    """What removes units from what was looked at: a command where it takes that kind of file."""
+    if subject.kind not in ("folder", "safetensors"):
+        return "in Python: `secateur.surgery.shrink_dead(model, example)`"
     given = "" if subject.path.is_dir() else " --net NAME --data NAME"
     return f'secateur shrink {subject.path}{given} --to "units 0.9x"'
 
@@ -23,6 +25,11 @@ def silent_rows(subject: Subject, name: str) -> Tensor:
     return (real(subject.tensors[name]).flatten(1) == 0).all(1)
 
 
+def _unsure(subject: Subject, name: str) -> bool:
+    """Whether rows may be inputs: matrices of ONNX lie either way."""
+    return subject.kind == "onnx" and subject.tensors[name].dim() == 2
+
+
 def _dead(subject: Subject) -> list[Finding]:
     """Outputs whose weights are all zero; in one note, since high sparsity leaves some in many layers."""
     counts, units, biased = {}, 0, 0
@@ -30,7 +37,7 @@ def _dead(subject: Subject) -> list[Finding]:
     for name in subject.weights():
         rows = silent_rows(subject, name)
         count = int(rows.sum())
-        if not count or count == len(rows) or recurrent(name) or name in tied:
+        if not count or count == len(rows) or recurrent(name) or name in tied or _unsure(subject, name):
             continue
         counts[name], units = count, units + len(rows)
         bias = subject.tensors.get(f"{name.removesuffix('weight')}bias") if name.endswith("weight") else None
@@ -56,7 +63,7 @@ def _unread(subject: Subject) -> list[Finding]:
     """Inputs that a weight never looks at: what comes before computes them for nothing."""
     counts, inputs = {}, 0
     for name, tensor in subject.weights().items():
-        if tensor.shape[1] == 1 or recurrent(name):
+        if tensor.shape[1] == 1 or recurrent(name) or _unsure(subject, name):
             continue
         columns = (real(tensor).transpose(0, 1).flatten(1) == 0).all(1)
         count = int(columns.sum())

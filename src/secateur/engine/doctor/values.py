@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from typing import Any
 
@@ -41,15 +42,22 @@ def near_zeros(values: Tensor) -> Tensor:
     A smooth density around zero leaves ever fewer values the closer one looks. Weights that were pruned by a mask that
     is gone, and then decayed, are the contrary: many far below, few or none in between.
     """
+    level = _level(values) * NEAR
     magnitude = values.abs()
-    finite = magnitude.isfinite()
-    square = torch.where(finite, magnitude, 0).double().square().mean() if values.numel() else torch.tensor(0.0)
-    level = float(square.sqrt()) * NEAR
-    near = (magnitude > 0) & (magnitude < level)
-    count = int(near.sum())
-    between = int(((magnitude >= level) & (magnitude < level * _BAND)).sum())
-    real_gap = count >= max(4, values.numel() // 1000) and count > between
-    return near if real_gap else torch.zeros_like(near)
+    low = magnitude[magnitude < level * _BAND]
+    count, between = int(((low > 0) & (low < level)).sum()), int((low >= level).sum())
+    if count < max(4, values.numel() // 1000) or count <= between:
+        return torch.zeros_like(values, dtype=torch.bool)
+    return (magnitude > 0) & (magnitude < level)
+
+
+def _level(values: Tensor) -> float:
+    """Root mean square of the finite values."""
+    norm = float(torch.linalg.vector_norm(values))
+    if not math.isfinite(norm):
+        values = torch.where(values.isfinite(), values, 0).double()
+        norm = float(torch.linalg.vector_norm(values))
+    return norm / math.sqrt(max(1, values.numel()))
 
 
 def _subnormal(values: Tensor, dtype: torch.dtype) -> Tensor:
