@@ -41,9 +41,8 @@ def run(request: argparse.Namespace, recipes: Mapping[str, Recipe]) -> int:
     """Work on a queue, or tell in what state it is."""
     _check(request)
     folder = Path(request.queue)
-    looking = request.status or request.dry_run
-    fresh = request.dry_run and not folder.exists()
-    store = Store(folder) if fresh else Store.open(folder, make=not looking)
+    fresh = not request.status and not folder.exists()
+    store = Store(folder) if fresh else Store.open(folder, make=False)
     leases = Leases(store.leases, request.lease)
     if request.status and not recipes:
         return _show(store, states(store, leases, listed(store)), request.json)
@@ -52,8 +51,9 @@ def run(request: argparse.Namespace, recipes: Mapping[str, Recipe]) -> int:
         raise UsageError(f"the queue {folder} holds no recipes yet; name some: `secateur run RECIPE --queue {folder}`.")
     asked = [plan(name, recipe, store, request.data_dir) for name, recipe in recipes.items()]
     stages = {one.name: one.stages for one in asked}
-    if looking:
+    if request.status or request.dry_run:
         return _show(store, states(store, leases, stages), request.json)
+    Store.open(folder)  # made only now that all recipes are understood and their data are there
     enqueue(store, asked)
     if request.retry:
         retry(store, asked)
