@@ -117,7 +117,7 @@ def calibrate(
     patterns: Sequence[str] = PATTERNS,
     cache: str | PathLike[str] | None = None,
     again: bool = False,
-    seconds: float = SECONDS,
+    seconds: float | None = None,
     say: Callable[[str], None] = lambda text: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Calibration:
@@ -130,7 +130,7 @@ def calibrate(
         patterns: In words.
         cache: Folder of the table.
         again: Measure anew what is known.
-        seconds: Of the clock for one network, at most about.
+        seconds: Of the clock for one network, at most about; None takes eight.
         say: Told what is being done.
         stop: Asked now and then whether to end with what is measured.
 
@@ -143,6 +143,7 @@ def calibrate(
     if _native.library() is None:
         raise UsageError(f"there is nothing to measure: {_native.why_not()}. Install a wheel with the compiled core.")
     words = tuple(dict.fromkeys(str(parse_pattern(word)) for word in patterns))
+    seconds = SECONDS if seconds is None else seconds
     table = CostTable.open(cache)
     found = Calibration(str(table.path), notes=[table.note] if table.note else [])
     machine, forgotten = None, False

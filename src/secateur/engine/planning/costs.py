@@ -59,8 +59,8 @@ class NetworkCost:
         Raises:
             UsageError: a tensor or pattern without a curve.
         """
-        spared = sum(self.dense[name] - self.at(name, *choice) for name, choice in chosen.items())
-        return self.now - spared
+        taken = {name: self.at(name, *choice) for name, choice in chosen.items()}
+        return self.now + sum(ms - self.dense[name] for name, ms in taken.items())
 
     def at(self, name: str, pattern: str, density: float) -> float:
         """Milliseconds of one layer under a pattern at a density.

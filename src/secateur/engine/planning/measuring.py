@@ -30,6 +30,7 @@ __all__ = ["Rung", "forecast", "ladder", "missing_rungs"]
 Rung = tuple[str, float]
 LADDER = (0.7, 0.5, 0.3, 0.18, 0.1, 0.05, 0.02, 0.007)
 BLOCK_LADDER = (0.7, 0.4, 0.2, 0.1, 0.04, 0.01)
+UNKNOWN = 1.0  # the error stated where no forecast was ever held against the clock
 AS_IS = "as it is"
 ANCHORS = (0.25, 0.05)
 CHECKS = 3
@@ -190,7 +191,7 @@ def _timed(
                 session = stack.enter_context(variants.session(choices[label], len(waiting)))
                 size += int(session.explain(variants.batch)["bytes"])
                 opened[label] = session
-            part = max(ANCHORING, seconds * len(opened) / (len(choices) + 1))
+            part = max(min(seconds, ANCHORING), seconds * len(opened) / (len(choices) + 1))
             began = time.perf_counter()
             found, job = in_turn(opened, variants.arrays, variants.sharing, AS_IS, part, stop)
             say(f"{len(opened)} versions timed in {time.perf_counter() - began:.1f} s")
@@ -288,5 +289,5 @@ def _with_error(cost: NetworkCost, table: CostTable, machine: Machine) -> Networ
     )
     share = guessed / max(sum(cost.dense.values()), 1e-12)
     shapes = held_out(table, machine).error if share or not pairs else 0.0
-    plans = shapes if math.isnan(plans) else plans
-    return NetworkCost(**{**vars(cost), "error": max(plans, share * shapes)})
+    told = [error for error in (plans, share * shapes if pairs else shapes) if not math.isnan(error)]
+    return NetworkCost(**{**vars(cost), "error": max(told, default=UNKNOWN)})

@@ -170,7 +170,8 @@ class CostTable:
             pairs = [(float(a), float(b)) for a, b in entry["checks"]]
             if not all(math.isfinite(a) and math.isfinite(b) and b > 0 for a, b in pairs):
                 raise ValueError("a check is no pair of milliseconds")
-            self.checks[machine] = pairs
+            if pairs:
+                self.checks[machine] = pairs
 
     def _write(self) -> None:
         write_bytes(self.path, json.dumps(self._table(), separators=(",", ":"), allow_nan=False).encode())

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import tempfile
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -44,6 +46,7 @@ class Variants:
         isa: Instruction set of the core.
         threads: That sessions use.
         batch: Examples in the batch.
+        close: Removes the files; sessions that are open go on.
 
     Raises:
         UsageError: without the compiled core there is nothing to time.
@@ -61,7 +64,8 @@ class Variants:
         self._wanted = threads
         captured = capture(model, example)
         self._graph, self._weights = captured.graph, captured.weights
-        self._folder = tempfile.TemporaryDirectory(prefix="secateur-", ignore_cleanup_errors=True)
+        self._folder = Path(tempfile.mkdtemp(prefix="secateur-"))
+        self.close = weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         self._made = 0
         self.arrays = arrays_of(example)
         self.batch = len(self.arrays[0]) if self.arrays[0].ndim else 1
@@ -69,10 +73,6 @@ class Variants:
         shapes = {name: tuple(found.prunable[name].shape) for name in names}
         self.sharing, self.isa, self.threads = self._share(names, shapes)
         self.layers: dict[str, Layer] = {layer.tensor: layer for layer in self.sharing.layers}
-
-    def close(self) -> None:
-        """Removes the files."""
-        self._folder.cleanup()
 
     def density(self, name: str) -> float:
         """Share of a tensor's weights that are not zero in the network as it is."""
@@ -102,10 +102,11 @@ class Variants:
 
     def _open(self, weights: Mapping[str, np.ndarray]) -> Session:
         self._made += 1
-        path = Path(self._folder.name) / f"{self._made}.safetensors"
+        path = self._folder / f"{self._made}.safetensors"
         planfile.write(path, self._graph, weights)
         session = Session(path, threads=self._wanted)
-        path.unlink()  # what is open stays; a folder of twenty networks would fill the disk
+        with contextlib.suppress(OSError):  # what is open stays, and some systems then refuse
+            path.unlink()  # twenty networks at a time would fill a small disk
         return session
 
     def _share(
