@@ -217,6 +217,21 @@ def _doctor(p: argparse.ArgumentParser) -> None:
     p.add_argument("--json", action="store_true", help="print as JSON")
 
 
+def _adopt(p: argparse.ArgumentParser) -> None:
+    p.add_argument("file", metavar="FILE", help="safetensors, torch.save, ONNX, .pt2, or a folder of Hugging Face")
+    p.add_argument("--net", "--class", dest="net", metavar="NAME",
+                   help="the class: of secateur.nets, module:Class, or transformers:Class (default: none)")  # fmt: skip
+    p.add_argument("-s", "--set", action="append", default=[], metavar="NAME=VALUE", dest="settings",
+                   help="what the class is built with, for example -s widths=[300,100]")  # fmt: skip
+    p.add_argument("--shape", metavar="A,B,C", help="the input's shape without the batch; outputs are compared on it")
+    p.add_argument("--outputs", type=int, metavar="N", help="classes of the data, for networks that ask for them")
+    p.add_argument("--tokens", type=int, metavar="N", help="the input is token ids below N")
+    p.add_argument("--entry", metavar="NAME", help="another state dict in the file, such as its averaged copy: ema")
+    p.add_argument("-o", "--out", metavar="FOLDER", help="the folder to write")
+    p.add_argument("--dry-run", action="store_true", help="say what would be done, and write nothing")
+    p.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
 def _bench(p: argparse.ArgumentParser) -> None:
     p.add_argument("start", nargs="?", metavar="FOLDER", help="a run folder")
     p.add_argument("--net", metavar="NAME", help="a network instead: of secateur.nets, module:function, or a .pt2 file")
@@ -291,6 +306,8 @@ VERBS: dict[str, Verb] = {
                            "example:\n  secateur compare-report runs/mnist-* runs/compare-mnist -o mnist.html"),
     "watch": Verb("follow runs on a local page while they train; reads only", _watch, "watch",
                   "example:\n  secateur watch runs"),
+    "adopt": Verb("turn weights that other libraries pruned into a folder of this one", _adopt, "adopt",
+                  "example:\n  secateur adopt old.pt --net my_nets:Small --shape 1,28,28 -o runs/old"),
     "methods": Verb("list the methods, or show the card of one", _methods, "methods"),
     "doctor": Verb("look for what is wrong with this machine or a file of weights, and mend a copy", _doctor, "doctor",
                    "example:\n  secateur doctor checkpoint.pt --fix mended.pt"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,11 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from secateur.core.errors import FileError
-from secateur.core.files import writing
 from secateur.engine.foreign import onnxwire as wire
 from secateur.engine.foreign.guard import (
-    bytes_of,
     check_name,
     check_shape,
     count,
@@ -25,10 +22,9 @@ from secateur.engine.foreign.guard import (
     size_of,
     tensor_of,
 )
-from secateur.engine.foreign.tensorfile import check_back
 
 if TYPE_CHECKING:
-    from secateur.engine.foreign.record import Foreign
+    pass
 
 _DTYPES = {
     1: torch.float32, 2: torch.uint8, 3: torch.int8, 4: torch.uint16, 5: torch.int16, 6: torch.int32, 7: torch.int64,
@@ -49,9 +45,8 @@ _OTHER_TYPES = {
 _QUANTISED_ENDS = ("QuantizeLinear", "DequantizeLinear", "MatMulInteger", "ConvInteger", "MatMulNBits")
 _QUANTISED = {"QAttention", "QGemm", "MatMulIntegerToFloat", "MatMulBnb4", "QMoE", "GatherBlockQuantized"}
 _FIXED = {4: torch.float32, 10: torch.float64}
-_DATA = (4, 5, 6, 7, 9, 10, 11, 13, 14)
+DATA = (4, 5, 6, 7, 9, 10, 11, 13, 14)
 _DEEPEST = 16
-_MOST = 2**31 - 2**20
 
 
 @dataclass
@@ -140,14 +135,35 @@ def _graph(found: _Found, view: memoryview, depth: int) -> None:
         raise refusal(found.path, "its graphs are nested too deeply")
     for entry in wire.fields(view):
         if entry.number == 5:
-            found.add(_name_of(found.path, entry.bytes()), entry.bytes(), "plain")
+            found.add(name_of(found.path, entry.bytes()), entry.bytes(), "plain")
         elif entry.number == 15:
             _sparse(found, entry.bytes())
         elif entry.number == 1:
             _node(found, entry.bytes(), depth)
+        elif entry.number == 11 and not depth:
+            name, shape = _input(found.path, entry.bytes())
+            found.facts.setdefault("inputs", {})[name] = shape
 
 
-def _name_of(path: Path, view: memoryview) -> str:
+def _input(path: Path, view: memoryview) -> tuple[str, list[int | None] | None]:
+    """Name and shape of an input; None for what is free."""
+    name, shape = "", None
+    for entry in wire.fields(view):
+        if entry.number == 1:
+            name = wire.text(path, entry)
+        elif entry.number == 2:
+            dims = [d for t in _parts(entry.bytes(), 1) for s in _parts(t, 2) for d in _parts(s, 1)]
+            sizes = [[entry.number_of() for entry in wire.fields(dim) if entry.number == 1] for dim in dims]
+            shape = [size[0] if size and size[0] > 0 else None for size in sizes]
+    return name, shape
+
+
+def _parts(view: memoryview, number: int) -> list[memoryview]:
+    return [entry.bytes() for entry in wire.fields(view) if entry.number == number]
+
+
+def name_of(path: Path, view: memoryview) -> str:
+    """The name of a TensorProto."""
     names = [wire.text(path, entry) for entry in wire.fields(view) if entry.number == 8]
     return names[-1] if names else ""
 
@@ -155,7 +171,7 @@ def _name_of(path: Path, view: memoryview) -> str:
 def _node(found: _Found, view: memoryview, depth: int) -> None:
     inputs: list[str] = []
     about = {"op": "", "node": "", "out": ""}
-    attributes = []
+    attributes: list[memoryview] = []
     for entry in wire.fields(view):
         if entry.number == 1:
             inputs.append(wire.text(found.path, entry))
@@ -172,9 +188,21 @@ def _node(found: _Found, view: memoryview, depth: int) -> None:
         )
     if about["op"] != "Constant":
         for slot, name in enumerate(inputs):
-            found.used.setdefault(name, {"op": about["op"], "node": about["node"], "slot": slot})
+            use = {"op": about["op"], "node": about["node"], "slot": slot}
+            found.used.setdefault(name, {**use, "turned": _turned(found.path, about["op"], slot, attributes)})
     for attribute in attributes:
         _attribute(found, attribute, about["out"] if about["op"] == "Constant" else "", depth)
+
+
+def _turned(path: Path, op: str, slot: int, attributes: list[memoryview]) -> bool:
+    """Whether a matrix lies with inputs before outputs, other than torch keeps it."""
+    if op == "Gemm":
+        numbers: dict[str, int] = {}
+        for attribute in attributes:
+            name = next((wire.text(path, entry) for entry in wire.fields(attribute) if entry.number == 1), "")
+            numbers[name] = next((entry.number_of() for entry in wire.fields(attribute) if entry.number == 3), 0)
+        return slot == 1 and not numbers.get("transB", 0)
+    return op == "MatMul" and slot == 1
 
 
 def _quantised(op: str) -> bool:
@@ -208,7 +236,7 @@ def _decode(found: _Found, name: str, view: memoryview) -> tuple[Tensor, bool]:
         elif entry.number == 13:
             key, value = _pair(found.path, entry.bytes())
             external[key] = value
-        elif entry.number in _DATA:
+        elif entry.number in DATA:
             parts.append(entry)
     shape = check_shape(found.path, name, dims)
     if kind in _OTHER_TYPES:
@@ -284,7 +312,7 @@ def _sparse(found: _Found, view: memoryview) -> None:
             dims += wire.varints(entry)
     if values is None or places is None:
         raise refusal(found.path, "a sparse tensor in it lacks its values or their places")
-    name = check_name(found.path, _name_of(found.path, values))
+    name = check_name(found.path, name_of(found.path, values))
     numbers, _ = _decode(found, name, values)
     where, _ = _decode(found, name, places)
     shape = check_shape(found.path, name, dims)
@@ -301,91 +329,3 @@ def _sparse(found: _Found, view: memoryview) -> None:
     dense = torch.zeros(count(shape), dtype=numbers.dtype)
     dense[where] = numbers
     found.tensors[name], found.stored[name] = dense.reshape(shape), "sparse"
-
-
-def write(source: Foreign, path: Path, tensors: dict[str, Tensor]) -> None:
-    """Write the same graph with these weights, all of them inside the file."""
-    odd = sorted(set(tensors) ^ set(source.tensors))
-    odd += [n for n, t in tensors.items() if n in source.tensors and (t.shape, t.dtype) != _kind(source.tensors[n])]
-    if odd:
-        raise FileError(
-            f"{path} cannot be written: an ONNX graph needs the names, shapes and types it has, and `{odd[0]}` "
-            "differs. Write such tensors as safetensors."
-        )
-    with opened(source.path) as file:
-        view = memoryview(file.read())
-    new = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
-    content = wire.replaced(
-        view, lambda f: wire.message(7, _new_graph(source.path, f.bytes(), new)) if f.number == 7 else None
-    )
-    if len(content) > _MOST:
-        raise FileError(
-            f"{path} cannot be written: its weights take {len(content):,} bytes and an ONNX file ends at 2 GiB. "
-            "Write the tensors as safetensors."
-        )
-    with writing(path) as temporary:
-        temporary.write_bytes(content)
-        check_back(path, new, load(temporary)["tensors"])
-
-
-def _kind(tensor: Tensor) -> tuple[Any, Any]:
-    return tensor.shape, tensor.dtype
-
-
-def _new_graph(path: Path, view: memoryview, new: Mapping[str, Tensor]) -> bytes:
-    def change(entry: wire.Field) -> bytes | None:
-        if entry.number == 5:
-            return wire.message(5, _new_tensor(entry.bytes(), new.get(_name_of(path, entry.bytes()))))
-        if entry.number == 15:
-            return wire.message(15, _new_sparse(path, entry.bytes(), new))
-        if entry.number == 1:
-            return wire.message(1, _new_node(path, entry.bytes(), new))
-        return None
-
-    return wire.replaced(view, change)
-
-
-def _new_node(path: Path, view: memoryview, new: Mapping[str, Tensor]) -> bytes:
-    texts = {entry.number: wire.text(path, entry) for entry in reversed(list(_few(view)))}
-    constant = texts.get(2, "") if texts.get(4) == "Constant" else ""
-
-    def inner(entry: wire.Field) -> bytes | None:
-        if entry.number == 5 and constant in new:
-            return wire.message(5, _new_tensor(entry.bytes(), new[constant]))
-        if entry.number in (6, 11):
-            return wire.message(entry.number, _new_graph(path, entry.bytes(), new))
-        return None
-
-    def change(entry: wire.Field) -> bytes | None:
-        return wire.message(5, wire.replaced(entry.bytes(), inner)) if entry.number == 5 else None
-
-    return wire.replaced(view, change)
-
-
-def _few(view: memoryview) -> Iterator[wire.Field]:
-    return (entry for entry in wire.fields(view) if entry.number in (2, 4))
-
-
-def _new_tensor(view: memoryview, tensor: Tensor | None) -> bytes:
-    if tensor is None:
-        return bytes(view)
-    kept = wire.replaced(view, lambda entry: b"" if entry.number in _DATA else None)
-    return kept + wire.message(9, bytes_of(tensor))
-
-
-def _new_sparse(path: Path, view: memoryview, new: Mapping[str, Tensor]) -> bytes:
-    def change(entry: wire.Field) -> bytes | None:
-        if entry.number == 1:
-            inner = wire.replaced(entry.bytes(), lambda e: b"" if e.number in (1, *_DATA) else None)
-            return wire.message(1, inner + wire.number(1, len(where)) + wire.message(9, bytes_of(flat[where])))
-        if entry.number == 2:
-            inner = wire.replaced(entry.bytes(), lambda e: b"" if e.number in (1, *_DATA) else None)
-            return wire.message(2, inner + wire.number(1, len(where)) + wire.message(9, bytes_of(where)))
-        return None
-
-    names = [_name_of(path, entry.bytes()) for entry in wire.fields(view) if entry.number == 1]
-    if not names or names[0] not in new:
-        return bytes(view)
-    flat = new[names[0]].reshape(-1)
-    where = ((flat != 0) | flat.signbit()).nonzero()[:, 0]  # -0.0 is no zero to the bit
-    return wire.replaced(view, change)

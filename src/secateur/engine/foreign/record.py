@@ -15,7 +15,7 @@ from secateur.engine.foreign.guard import contained
 Kind = Literal["safetensors", "torch", "onnx", "pt2", "compressed-tensors"]
 
 _WRITERS = {
-    "safetensors": "tensorfile", "torch": "torchfile", "onnx": "onnxfile", "pt2": "pt2file",
+    "safetensors": "tensorfile", "torch": "torchfile", "onnx": "onnxwrite", "pt2": "pt2file",
     "compressed-tensors": "compressed",
 }  # fmt: skip
 
@@ -34,7 +34,7 @@ class Foreign:
         facts: what the format says besides. ``under`` is the entry of a checkpoint that holds the tensors,
             ``others`` are further state dicts by entry (averaged copies among them), ``optimizer`` is the state of the
             optimizer, ``metadata`` a safetensors header's text, ``files`` the shards of a folder, ``config`` its
-            ``config.json``, ``opset`` that of ONNX.
+            ``config.json``; of ONNX ``opset``, ``inputs`` with their shapes, and by what operator a tensor is ``used``.
     """
 
     path: Path
