@@ -14,13 +14,14 @@ import pytest
 import torch
 
 from secateur.core.errors import FileError, UsageError
+from secateur.data import load
 from secateur.engine.folder import Artefact
 from secateur.engine.queue_leases import Lease, LeaseLost, Leases, Owner
 from secateur.engine.queue_store import Store, publications
 from secateur.engine.queue_work import DEATHS, Worker, enqueue, listed, outcome, plan, recipes_in, retry, states
 from secateur.engine.recipe import Recipe
 from secateur.engine.runner import Runner
-from secateur.engine.start import Listener
+from secateur.engine.start import Listener, begin
 from secateur.report.source import read_run
 
 DATA = {"use": "digits", "train": 60, "test": 30, "batch": 10}
@@ -338,6 +339,8 @@ def test_recipes_share_what_they_have_in_common_and_end_as_ordinary_runs(store, 
         told = read_run(run)
         assert not told.notes and all(step.done for step in told.steps)
         assert Artefact.open(run).folder.name.startswith("3-train-")
+        begun = begin(Recipe.from_table({**each, "model": {"load": str(run)}}), load("digits"), Listener())
+        assert begun.dense.digest == Artefact.open(next(alone.glob("1-*"))).digest
         assert [r["state"] for r in Runner(Recipe.from_table(each), run).plan()] == ["done"] * len(each["step"])
     assert not list((store.folder / "work").iterdir())
     assert listed(store) == {one.name: one.stages for one in sorted(made.asked, key=lambda one: one.name)}

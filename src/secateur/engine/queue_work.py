@@ -188,6 +188,7 @@ class Worker:
                 self._wanted.setdefault(stage.name, []).append((one, stage))
         self.store.sweep(self._wanted)
         enqueue(self.store, self.asked)
+        self.store.log(self.leases.owner, "came", "")
         try:
             while todo := self._open():
                 if not any(self._try(stage) for stage in todo):
