@@ -57,11 +57,14 @@ class Zeros:
     def columns(self, rows: slice) -> Tensor:
         """Change of some outputs' weights under every option: ``(weights, options)``, pattern by pattern."""
         gone = -self.weight[rows].detach().reshape(-1, 1)
-        parts = [
-            gone * (goes[rows].reshape(-1, 1) <= torch.arange(self.rungs[name], device=gone.device, dtype=torch.uint8))
-            for name, goes in self.goes.items()
-        ]
-        return torch.cat(parts, 1)
+        columns = gone.new_empty(len(gone), self.width)
+        start = 0
+        for name, goes in self.goes.items():
+            steps = torch.arange(self.rungs[name], device=gone.device, dtype=torch.uint8)
+            pruned = goes[rows].reshape(-1, 1) <= steps
+            torch.mul(gone, pruned, out=columns[:, start : start + len(steps)])
+            start += len(steps)
+        return columns
 
     def change(self, pattern: str, rung: int) -> Tensor:
         """Change of the whole tensor under one option."""

@@ -27,7 +27,7 @@ FACTORS = (math.log(1.3), 1.0)
 BENDS = (math.log(0.2), 1.5)
 """Likewise of the bend."""
 
-SPREADS = (math.log(0.35), 0.4)
+SPREADS = (math.log(0.42), 0.25)
 """Likewise of the spread of single choices around the law."""
 
 TOO_FAR = 0.7

@@ -21,7 +21,7 @@ from secateur.core.streams import stream
 from secateur.core.task import Task
 from secateur.criteria.magnitude import Magnitude
 from secateur.engine.planning.changes import Solved, Zeros, mask_of, zeros
-from secateur.engine.planning.pieces import few
+from secateur.engine.planning.pieces import PIECE, few
 from secateur.engine.planning.probing import Law, Losses, Probe, fit, frontier
 from secateur.engine.planning.shares import shares
 from secateur.engine.planning.solved import solved
@@ -35,8 +35,9 @@ DENSITIES = (0.85, 0.7, 0.55, 0.42, 0.32, 0.24, 0.17, 0.12, 0.08, 0.05, 0.03, 0.
 AIMS = (0.1, 0.4, 0.03, 0.2, 0.8, 0.06, 0.3, 0.015)
 """Rises of the loss that measured choices are aimed at, in turn."""
 
-WORK = 1.3e11
-"""Multiply-adds of a forward pass over the examples that shares are taken from, at most (but 8 examples)."""
+WORK = (8e10, 4.5e11)
+"""Multiply-adds of a forward pass over the examples that shares are taken from, and of all measured choices together,
+at most (but 8 examples)."""
 
 POWER = 3.0
 """Of the pruned part, above the first rung: the squares of the smallest of evenly spread weights add up to its cube."""
@@ -130,7 +131,7 @@ def loss_rises(
     criterion: Criterion | None = None,
     solver: Solver | None = None,
     densities: Sequence[float] = DENSITIES,
-    examples: int = 128,
+    examples: int = 256,
     seed: int = 0,
     probes: int = 8,
 ) -> Rises:
@@ -163,8 +164,12 @@ def loss_rises(
         raise UsageError(f"the densities {tuple(densities)} must be some numbers above 0 and below 1.")
     found = [parse_pattern(p) if isinstance(p, str) else p for p in patterns]
     weights = _chosen(task, tensors)
-    count, draws = _effort(task, examples)
-    part, rest = few(task, count), few(task, 2 * count, count)
+    if examples < 1 or probes < 0:
+        raise UsageError(
+            f"examples is {examples} and probes {probes}; at least one example and no fewer than 0 probes."
+        )
+    count, draws, seen = _effort(task, examples, probes)
+    part, rest = few(task, count), few(task, seen, count)
     apart = any(True for _ in rest.data)
     fitting = {n: [p for p in found if not p.why_not(tuple(w.shape))] for n, w in weights.items()}
     fitting = {n: every for n, every in fitting.items() if every}
@@ -215,11 +220,13 @@ def _scores(task: Task, weights: Named, criterion: Criterion | None) -> Named:
     return scores_of(criterion or Magnitude(), task, dense)
 
 
-def _effort(task: Task, examples: int) -> tuple[int, int]:
-    """Examples and directions for each: networks whose forward pass is short get more."""
+def _effort(task: Task, examples: int, probes: int) -> tuple[int, int, int]:
+    """Examples and directions for each, and examples to measure on: a short forward pass gives more."""
     macs = max(1, sum(cost * task.params()[name].numel() for name, cost in weight_costs(task).items()))
-    count = max(1, min(examples, max(8, int(WORK // macs))))
-    return count, max(1, min(4, int(WORK // (macs * count))))
+    count = min(examples, max(8, int(WORK[0] // macs)))
+    count = count // PIECE * PIECE or count
+    seen = min(2 * examples, max(8, int(WORK[1] // (macs * (probes + 1)))))
+    return count, max(1, min(4, int(WORK[0] // (macs * count)))), seen
 
 
 def _options(
