@@ -428,6 +428,25 @@ def zip_with_a_name_twice(folder):
         return torch_zip(folder, pickled({}), [*FOUR, *FOUR])
 
 
+@case("two files called 'a/DATA.PKL'")
+def zip_with_a_name_in_two_cases(folder):
+    return torch_zip(folder, pickled({}), [("a/DATA.PKL", pickle.dumps({}))])
+
+
+@case("does not begin where the file does")
+def zip_behind_something(folder):
+    path = torch_zip(folder, pickled({}))
+    return put(folder, "b.pt", b"PK" + path.read_bytes())
+
+
+@case("something stands behind its end")
+def zip_with_a_second_end(folder):
+    path = torch_zip(folder, pickled({"w": rebuilt((4,), (1,))}), FOUR)
+    other = torch_zip(folder, pickled({}), name="other.pt").read_bytes()
+    content = path.read_bytes()
+    return put(folder, "b.pt", content[:-2] + struct.pack("<H", len(other)) + other[:-1] + b"x")
+
+
 @case("overlaps another file")
 def zip_of_files_in_one_place(folder):
     path = torch_zip(folder, pickled({}), [("a/data/0", bytes(16)), ("a/data/1", bytes(16))])

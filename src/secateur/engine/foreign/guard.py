@@ -220,17 +220,18 @@ def check_zip(path: Path, file: Open) -> zipfile.ZipFile:
         archive = zipfile.ZipFile(file)
     except (zipfile.BadZipFile, ValueError, NotImplementedError, EOFError, struct.error) as error:
         raise refusal(path, f"its archive is truncated or damaged ({error})") from error
+    _check_end(path, file, archive)
     entries = archive.infolist()
     seen: set[str] = set()
     for entry in entries:
         name = entry.filename
         if not name.isprintable() or "\\" in name or name.startswith("/") or ".." in name.split("/") or ":" in name:
             raise refusal(path, f"its archive names the file {ascii(name)[:80]}, which leads out of it")
-        if name in seen:
+        if name.lower() in seen:  # torch finds a name in any case
             raise refusal(path, f"its archive has two files called {name!r}")
         if entry.flag_bits & 1:
             raise refusal(path, f"{name!r} in its archive is encrypted", "Save it without a password.")
-        seen.add(name)
+        seen.add(name.lower())
     whole = sum(entry.file_size for entry in entries)
     if whole > limit(size):
         raise refusal(path, f"its archive of {size:,} bytes says it unfolds to {whole:,}", "Get it from its source.")
@@ -242,3 +243,21 @@ def check_zip(path: Path, file: Open) -> zipfile.ZipFile:
     if end > size:
         raise refusal(path, "its archive is truncated: a file in it ends after the end")
     return archive
+
+
+def _check_end(path: Path, file: Open, archive: zipfile.ZipFile) -> None:
+    """The end of an archive must be the end of the file, and its directory where the end says.
+
+    Otherwise two programs can find two directories in it, and what was examined is not what is read.
+    """
+    size = size_of(file)
+    file.seek(max(0, size - 98))
+    tail = file.read()
+    end = tail[-22:]
+    if end[:4] != b"PK\x05\x06" or end[20:] != b"\0\0":
+        raise refusal(path, "its archive is truncated, or something stands behind its end")
+    begin = int.from_bytes(end[16:20], "little")
+    if tail[-42:-38] == b"PK\x06\x07":
+        begin = int.from_bytes(tail[-50:-42], "little") if tail[-98:-94] == b"PK\x06\x06" else -1
+    if archive.start_dir != begin:
+        raise refusal(path, "its archive does not begin where the file does, or its directory lies elsewhere")

@@ -108,7 +108,7 @@ def load(path: Path) -> dict[str, Any]:
         elif entry.number == 8:
             _opset(found, entry.bytes())
         elif entry.number == 2:
-            found.facts["producer"] = wire.text(path, entry)
+            found.facts["producer"] = check_name(path, wire.text(path, entry))
         elif entry.number == 25:
             for inner in wire.fields(entry.bytes()):
                 if inner.number == 7:
@@ -142,6 +142,7 @@ def _graph(found: _Found, view: memoryview, depth: int) -> None:
             _node(found, entry.bytes(), depth)
         elif entry.number == 11 and not depth:
             name, shape = _input(found.path, entry.bytes())
+            check_name(found.path, name)
             found.facts.setdefault("inputs", {})[name] = shape
 
 

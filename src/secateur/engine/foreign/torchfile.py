@@ -57,7 +57,7 @@ def load(path: Path) -> dict[str, Any]:
             if name in whole:
                 facts["optimizer"] = whole[name]
                 break
-        facts["numbers"] = {str(k): v for k, v in whole.items() if isinstance(v, int | float | str)}
+        facts["numbers"] = {str(k): v for k, v in whole.items() if isinstance(v, int | float) or _short(v)}
         left |= {f"{k}": "no state dict" for k in whole if str(k) not in (*under.split("."), *facts["others"],
                  *facts["numbers"], *_OPTIMIZERS)}  # fmt: skip
     if not tensors:
@@ -152,6 +152,8 @@ def _choose(path: Path, whole: Any) -> tuple[str, Mapping[Any, Any], dict[str, M
     """The network in a checkpoint, by the entry it lies under, and the other state dicts beside it."""
     if not isinstance(whole, Mapping):
         raise refusal(path, f"it holds a {type(whole).__name__}, not tensors by name", "Save `model.state_dict()`.")
+    for key in whole:
+        check_name(path, str(key))
     if any(isinstance(value, Tensor) for value in whole.values()) and not any(_nested(whole.get(n)) for n in UNDER):
         return "", whole, {}
     nested = {str(k): n for k, v in whole.items() if str(k) not in _OPTIMIZERS and (n := _nested(v)) is not None}
@@ -166,6 +168,10 @@ def _choose(path: Path, whole: Any) -> tuple[str, Mapping[Any, Any], dict[str, M
         name = next(str(k) for k in found if _nested(found[k]) is not None)
         inner, found = f"{chosen}.{name}", found[name]
     return inner, found, {name: other for name, other in nested.items() if name != chosen}
+
+
+def _short(value: Any) -> bool:
+    return isinstance(value, str) and value.isprintable() and len(value) < 200
 
 
 def _nested(value: Any) -> Mapping[Any, Any] | None:
