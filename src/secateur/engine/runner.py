@@ -315,7 +315,7 @@ class Runner:
         names = {"only": step.only, "skip": step.skip, "masks": state.masks}
         recovery = Recovery(step.recover, task, step.last_layer)
         if step.plan:
-            facts = prune_by_plan(step.plan, task, state, self.listener.say)
+            facts = prune_by_plan(step, task, state, recovery, self.listener.say)
             return {**facts, **self._recover(recovery, state, data)}
         layers: list[LayerCut] = []
         rounds: tuple[Round, ...] = ()

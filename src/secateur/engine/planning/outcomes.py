@@ -6,7 +6,7 @@ import copy
 import statistics
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,10 @@ class Outcome:
         layers = [asdict(layer) for layer in self.layers]
         figures = {name: dict(row) for name, row in self.figures.items()}
         return {"target": self.target, "layers": layers, "figures": figures, "notes": list(self.notes)}
+
+    def since(self, loss: float) -> Outcome:
+        """The same, told from the loss before units went."""
+        return replace(self, figures={**self.figures, "loss": {**self.figures["loss"], "before": loss}})
 
     def __str__(self) -> str:
         """A line for each figure."""

@@ -19,6 +19,7 @@ from secateur.engine.planning.plans import UNITS, Figure, LayerChoice, LayerPlan
 __all__ = ["FORMAT", "plan_of_table", "read_plan_file", "table_of_plan", "write_plan_file"]
 
 FORMAT = "secateur.layer-plan/1"
+KINDS = ("channels", "heads")
 _LARGEST = 64 << 20
 """Bytes: a plan has some hundred for each tensor."""
 
@@ -88,7 +89,7 @@ def plan_of_table(table: Any) -> LayerPlan:
         raise ValueError("its figures are not those of a plan")
     if inputs not in get_args(Inputs):
         raise ValueError(f"inputs is {str(inputs)[:40]!r}")
-    words = tuple(_word(word) for word in _list(top["patterns"], "patterns"))
+    words = tuple(word if word in KINDS else _word(word) for word in _list(top["patterns"], "patterns"))
     return LayerPlan(
         target=_text(top["target"], "target"), patterns=words,
         layers=layers, left_alone=_texts(top["left_alone"], "left_alone"),

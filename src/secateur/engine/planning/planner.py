@@ -33,8 +33,10 @@ from secateur.engine.planning.trying import Trial
 from secateur.engine.removing import few
 from secateur.probes.cost import weight_costs
 
-__all__ = ["Planning", "plan_network"]
+__all__ = ["Planner", "Planning", "plan_network"]
 
+UNITS = ("channels", "heads", "depth")
+"""Words of patterns that mean units, which are removed and not set to zero."""
 USUAL = ("unstructured", "4x1", "2:4")
 """Patterns that are told of when a target cannot be met."""
 _ROUNDS = {"ms": 6, "bytes": 6, "loss": 6, "accuracy": 9}
@@ -46,7 +48,8 @@ class Planning:
     """How a plan is made.
 
     Args:
-        patterns: what tensors may take, in words: ``"unstructured"``, ``"4x1"``, ``"2:4"``.
+        patterns: what tensors may take, in words: ``"unstructured"``, ``"4x1"``, ``"2:4"``; and ``"channels"`` and
+            ``"heads"``, which may be removed first.
         criterion: which weights of a tensor go; magnitude by default.
         solver: chooses them instead, and moves the others.
         inputs: what a solver's layers are given.
@@ -58,11 +61,13 @@ class Planning:
         least: what is to be least for targets of loss and accuracy: ``"ms"``, ``"bytes"``, ``"macs"`` or ``"params"``.
         measure: measure what layers cost where that is not known, and what is planned, on a copy; choose again until
             the measured figure meets the target.
+        timed: also forecast milliseconds where the target is something else.
         compare: also say what each pattern alone gives.
         examples: examples that the rise of the loss is forecast on.
         seed: of everything random.
         cost: milliseconds of the network, where they are known already.
         rises: forecast of the loss, where it is known already.
+        units: the kinds of units that may be removed first; taken from the patterns.
     """
 
     patterns: Sequence[str] = ("unstructured",)
@@ -76,17 +81,22 @@ class Planning:
     threads: int | None = None
     least: Quantity = "ms"
     measure: bool = True
+    timed: bool = True
     compare: bool = True
     examples: int = 128
     seed: int = 0
     cost: NetworkCost | None = None
     rises: Rises | None = None
+    units: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if not self.patterns:
-            raise UsageError("no pattern is allowed; name at least one, such as `unstructured`.")
-        words = tuple(dict.fromkeys(str(parse_pattern(word)) for word in self.patterns))
+        given = dict.fromkeys(self.patterns)
+        units = tuple(word for word in given if word in UNITS)
+        words = tuple(dict.fromkeys(str(parse_pattern(word)) for word in given if word not in UNITS))
         object.__setattr__(self, "patterns", words)
+        object.__setattr__(self, "units", tuple(dict.fromkeys((*self.units, *units))))
+        if not words and not self.units:
+            raise UsageError("no pattern is allowed; name at least one, such as `unstructured`.")
         if self.least not in RESOURCES:
             raise UsageError(f"least is {self.least!r}; it must be one of {', '.join(RESOURCES)}.")
         if self.batch < 1 or self.examples < 1:
@@ -113,10 +123,15 @@ def plan_network(task: Task, to: str | Aim, how: Planning | None = None) -> Laye
     over the examples, and a compilation for each round of measuring.
     """
     aim = parse_aim(to) if isinstance(to, str) else to
-    return _Planner(task, aim, how or Planning()).plan()
+    how = how or Planning()
+    if how.units:
+        from secateur.engine.planning.removals import plan_with_units
+
+        return plan_with_units(task, aim, how)
+    return Planner(task, aim, how).plan()
 
 
-class _Planner:
+class Planner:
     """One target for one network."""
 
     def __init__(self, task: Task, aim: Aim, how: Planning) -> None:
@@ -166,6 +181,20 @@ class _Planner:
             choice, measured = self._resource() if self.aim.resource else self._quality()
             return self._told(choice, measured)
 
+    def figures_now(self) -> dict[str, Figure]:
+        """Figures of the network as it is; needs the trial."""
+        found = {"loss": Figure(self.loss, None)}
+        for quantity in RESOURCES:
+            if quantity == "ms" and self.cost is None:
+                continue
+            found[quantity] = Figure(self._figure_now(quantity), None)
+        return found if self.aim.quantity != "accuracy" else {**found, "accuracy": Figure(self._accuracy, None)}
+
+    def _figure_now(self, quantity: Quantity) -> float:
+        if quantity == "ms":
+            return self._priced_now if self.aim.quantity == "ms" or self.cost is None else self.cost.now
+        return float(self._bytes_now if quantity == "bytes" else self.market.now(quantity))
+
     def _barred(self) -> dict[str, str]:
         """Tensors that a solver cannot work on, and why."""
         if self.how.solver is None:
@@ -177,6 +206,8 @@ class _Planner:
         """Milliseconds of the layers; None, with a note, where they cannot be forecast and nothing asks for them."""
         if self.how.cost is not None:
             return self.how.cost
+        if not self.how.timed and self.quantity != "ms":
+            return None
         try:
             return self._priced(self.how.patterns)
         except SecateurError as error:
@@ -227,16 +258,9 @@ class _Planner:
         model = unwrap(self.task.model)
         return sum(4 * t.numel() for t in (*model.parameters(), *model.buffers()) if t.is_floating_point())
 
-    @property
-    def _now(self) -> float:
-        quantity = self.aim.quantity
-        if quantity == "ms":
-            return self._priced_now
-        return float(self._bytes_now if quantity == "bytes" else self.market.now(quantity))
-
     @cached_property
     def _priced_now(self) -> float:
-        if self.aim.relative and self.how.measure and self.how.cost is None:
+        if self.aim.relative and self.how.measure:
             return self.trial.ms()
         return self.cost.now if self.cost is not None else math.nan
 
@@ -244,8 +268,8 @@ class _Planner:
     def goal(self) -> float:
         """The most that may be measured, in the unit of the target."""
         if self.aim.quantity == "params" and self.aim.relative:
-            return float(keep_for(1 - self.aim.value, round(self._now)))
-        goal = self.aim.limit(self._now)
+            return float(keep_for(1 - self.aim.value, round(self._figure_now(self.aim.quantity))))
+        goal = self.aim.limit(self._figure_now(self.aim.quantity))
         return float(math.floor(goal)) if self.aim.quantity in ("bytes", "macs", "params") else goal
 
     def _units(self, figure: float) -> int:
@@ -265,8 +289,9 @@ class _Planner:
             if made is None:
                 raise self._unreachable(self._figure(self.market.least(quantity)))
             return made, None
+        start = self.aim.limit(self.cost.now) if quantity == "ms" and self.cost is not None else goal
         met, missed = largest(
-            goal, make, self._read, goal, lambda tried: _next(tried, goal, quantity),
+            start, make, self._read, goal, lambda tried: _next(tried, goal, quantity),
             rounds=_ROUNDS[quantity], slack=_SLACK[quantity],
         )  # fmt: skip
         if met is not None:
@@ -307,7 +332,9 @@ class _Planner:
         quantity = self.aim.quantity
         if quantity in ("ms", "bytes"):
             masks = masks_of(self.scores, kept_of(choice))
-            return self.trial.ms(masks) if quantity == "ms" else float(self.trial.bytes(masks))
+            if quantity == "bytes":
+                return float(self.trial.bytes(masks))
+            return self.trial.share(masks) * self._priced_now if self.aim.relative else self.trial.ms(masks)
         self._carry(choice)
         return self.trial.loss() - self.loss if quantity == "loss" else self._accuracy - self.trial.accuracy()
 
@@ -365,7 +392,7 @@ class _Planner:
     def _told(self, choice: Choice, measured: float | None) -> LayerPlan:
         total = self.rises.total(choice.chosen)
         scale = total.value / choice.loss if choice.loss > 0 else 0.0
-        layers = tuple(self._layer(seller, choice.offers[seller.name], scale) for seller in self.market.sellers)
+        layers = tuple(self._layer(seller, choice, scale) for seller in self.market.sellers)
         loss = Figure(self.loss, self.loss + total.value, _plus(self.loss, total.low), _plus(self.loss, total.high))
         figures = {**self._figures(choice), "loss": loss}
         if self.how.measure:
@@ -382,7 +409,8 @@ class _Planner:
         found: dict[str, Figure] = {}
         if self.cost is not None:
             ms, error = self._offset("ms") + choice.cost("ms") / NANO, self.cost.error
-            found["ms"] = Figure(self.cost.now, ms, ms * (1 - min(error, 1.0)), ms * (1 + error))
+            now = self._priced_now if self.aim.quantity == "ms" else self.cost.now
+            found["ms"] = Figure(now, ms, ms * (1 - min(error, 1.0)), ms * (1 + error))
         spared = self.market.now("bytes") - choice.cost("bytes")
         found["bytes"] = Figure(float(self._bytes_now), float(self._bytes_now - spared))
         for quantity in ("macs", "params"):
@@ -402,8 +430,10 @@ class _Planner:
             found["accuracy"] = Figure(self._accuracy, None, measured=self.trial.accuracy())
         return found
 
-    def _layer(self, seller: Seller, offer: Offer, scale: float) -> LayerChoice:
-        why = "" if offer.pattern else seller.never(self.quantity) or "what it would save costs less loss elsewhere"
+    def _layer(self, seller: Seller, choice: Choice, scale: float) -> LayerChoice:
+        offer = choice.offers[seller.name]
+        usual = "what it would save costs less loss elsewhere" if choice.chosen else "the target is met without it"
+        why = "" if offer.pattern else seller.never(self.quantity) or usual
         before, after = _costs(seller.dense), _costs(offer)
         return LayerChoice(seller.name, seller.shape, offer.pattern, offer.kept, offer.loss * scale, before, after, why)
 
@@ -452,8 +482,10 @@ def _ms(cost: NetworkCost | None, name: str, word: str, density: float) -> float
 
 
 def _next(tried: Tried[Choice], goal: float, quantity: Quantity) -> float:
-    """A limit that is off by as much as the figure was; of milliseconds, which are noisy, a little less."""
-    return tried.limit + (goal - tried.got) - (0.01 * goal if quantity == "ms" else 0.0)
+    """Of bytes a limit off by as much as the figure was; of milliseconds, by the same ratio and a little less."""
+    if quantity == "bytes":
+        return tried.limit + (goal - tried.got)
+    return tried.limit * 0.99 * goal / max(tried.got, 1e-9)
 
 
 def _scaled(tried: Tried[Choice], goal: float) -> float:

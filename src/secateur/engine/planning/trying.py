@@ -6,7 +6,8 @@ import copy
 import statistics
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -87,13 +88,27 @@ class Trial:
         with Session(self._written(masks), threads=self.threads) as session:
             return call_ms(session, self.example)
 
+    def share(self, masks: Masks) -> float:
+        """Milliseconds with the zeros of some masks as a share of those without, both files called in turn.
+
+        A machine whose pace changes meanwhile changes both alike.
+
+        Raises:
+            CaptureError: as :meth:`bytes`.
+        """
+        with ExitStack() as stack:
+            dense = stack.enter_context(Session(self._written(None, "dense"), threads=self.threads))
+            pruned = stack.enter_context(Session(self._written(masks), threads=self.threads))
+            arrays = arrays_of(self.example)
+            return _in_turn(lambda: dense(*arrays), lambda: pruned(*arrays))
+
     @cached_property
     def _captured(self) -> Captured:
         """The network as it was given: captured once, whatever is pruned."""
         return capture(copy.deepcopy(unwrap(self._given)).cpu().eval(), self.example)
 
-    def _written(self, masks: Masks | None) -> Path:
-        path = Path(self._folder.name) / "plan.safetensors"
+    def _written(self, masks: Masks | None, name: str = "pruned") -> Path:
+        path = Path(self._folder.name) / f"{name}.safetensors"
         weights = self._captured.weights
         held = aliases(self._given)
         for name, mask in (masks or {}).items():
@@ -133,6 +148,23 @@ def call_ms(session: Session, example: Any) -> float:
         session(*arrays)
         times.append((time.perf_counter() - began) * 1e3)
     return statistics.median(times)
+
+
+def _in_turn(one: Callable[[], object], other: Callable[[], object]) -> float:
+    """Median of the second's time over the first's, pair by pair."""
+    ratios: list[float] = []
+    for _ in range(3):
+        one()
+        other()
+    end = time.perf_counter() + 2 * _SECONDS
+    while len(ratios) < _CALLS or time.perf_counter() < end:
+        times = []
+        for act in (one, other) if len(ratios) % 2 else (other, one):
+            began = time.perf_counter()
+            act()
+            times.append(time.perf_counter() - began)
+        ratios.append(times[1] / times[0] if len(ratios) % 2 else times[0] / times[1])
+    return statistics.median(ratios)
 
 
 def arrays_of(example: Any) -> list[np.ndarray]:

@@ -7,13 +7,14 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from secateur.core.allocations import Allocation
 from secateur.core.budget import Target
 from secateur.core.errors import SecateurError, UsageError, nearest
 from secateur.core.masks import Masks
+from secateur.core.names import parameters
 from secateur.core.patterns import Pattern
 from secateur.core.prunable import coverage
 from secateur.core.sockets import Criterion
@@ -26,9 +27,11 @@ from secateur.engine.planning.carrying import digest_of, masks_of, plan_of, scor
 from secateur.engine.planning.outcomes import compare_plan
 from secateur.engine.planning.plans import LayerPlan
 from secateur.engine.planning.targets import Aim, is_aim
-from secateur.engine.removing import few
+from secateur.engine.removing import Choice, few
+from secateur.engine.shrinking import Thinned, thin
+from secateur.engine.undoing import Undo
 
-__all__ = ["carry_out_plan", "check_plan", "plan", "refuse_masks"]
+__all__ = ["carry", "carry_out_plan", "check_plan", "plan", "refuse_masks"]
 
 
 def plan(
@@ -121,9 +124,43 @@ def carry_out_plan(
         UsageError: when the plan was made for other weights; nothing was changed then.
         SecateurError: as the parts; nothing was changed then.
     """
-    check_plan(task.model, plan)
+    return carry(task, plan, optimizer=optimizer, also=also, example=example, measure=measure)[0]
+
+
+def carry(
+    task: Task,
+    plan: LayerPlan,
+    *,
+    optimizer: Optimizer | None = None,
+    also: Sequence[nn.Module] = (),
+    example: Any = None,
+    measure: bool = True,
+) -> tuple[Cut, Thinned | None]:
+    """What :func:`carry_out_plan` does, with the record of the units that went first."""
+    check_weights(task.model, plan)
     if plan.solver is not None and also:
         raise UsageError("a solver moves weights, so averaged copies cannot follow; begin a new average afterwards.")
+    if plan.removal is None:
+        return _carried(task, plan, optimizer, also, example, measure), None
+    start = task.mean_loss()
+    undo = Undo((task.model, *also), optimizer)
+    try:
+        gone = thin(
+            task, plan.removal.to, plan.removal.criterion, Choice(only=tuple(plan.removal.groups)),
+            optimizer=optimizer, also=also,
+        )  # fmt: skip
+        cut = _carried(replace(task, model=gone.model), plan, optimizer, also, example, measure)
+        return replace(cut, planned=cut.planned.since(start)), gone
+    except BaseException:
+        undo()
+        raise
+
+
+def _carried(
+    task: Task, plan: LayerPlan, optimizer: Optimizer | None, also: Sequence[nn.Module], example: Any, measure: bool
+) -> Cut:
+    """The part of a plan that sets weights to zero."""
+    check_shapes(task.model, plan)
     found = coverage(task.model, only=[layer.name for layer in plan.layers]).prunable
     kept = {layer.name: (layer.pattern, layer.kept) for layer in plan.layers}
     masks = masks_of(scored(task, found, plan.criterion), kept)
@@ -141,16 +178,36 @@ def check_plan(model: nn.Module, plan: LayerPlan) -> None:
     Raises:
         UsageError: with what differs.
     """
-    own: dict[str, Tensor] = {name: p for name, p in model.named_parameters()}
-    shapes = {name: tuple(p.shape) for name, p in coverage(model, only=tuple(own)).prunable.items()} if own else {}
+    if plan.removal is None:
+        check_shapes(model, plan)
+    check_weights(model, plan)
+
+
+def check_shapes(model: nn.Module, plan: LayerPlan) -> None:
+    """Refuse a network without the tensors of a plan.
+
+    Raises:
+        UsageError: with what differs.
+    """
+    shapes = {name: tuple(p.shape) for name, p in parameters(model).items()}
     for layer in plan.layers:
         if shapes.get(layer.name) != layer.shape:
             there = f"of shape {shapes[layer.name]}" if layer.name in shapes else "not there"
             raise UsageError(
                 f"the plan prunes `{layer.name}` of shape {layer.shape}, which is {there} in this network. Pass the "
-                "network that it was made for, or make a plan for this one."
+                "network (and the data) that it was made for, or make a plan for this one."
             )
+
+
+def check_weights(model: nn.Module, plan: LayerPlan) -> None:
+    """Refuse other weights than those that a plan was made for.
+
+    Raises:
+        UsageError: when they differ.
+    """
     if digest_of(model) != plan.weights:
+        if plan.removal is None:
+            check_shapes(model, plan)  # which says more
         raise UsageError(
             "the plan was made for other weights of this network: it was trained or pruned since. Make the plan again "
             "with `secateur plan`."

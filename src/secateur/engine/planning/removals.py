@@ -1,0 +1,197 @@
+"""Plans that remove units first: channels or heads go, to a few levels, and weights are chosen in what is left."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from secateur.core.errors import BudgetError, ModelError, SecateurError, UsageError
+from secateur.core.names import unwrap
+from secateur.core.prunable import coverage
+from secateur.core.task import Task
+from secateur.criteria.taylor_filter import TaylorFilter
+from secateur.engine.planning.carrying import digest_of
+from secateur.engine.planning.planner import Planner, Planning
+from secateur.engine.planning.plans import LayerPlan, Other, Removal
+from secateur.engine.planning.rises import Rises
+from secateur.engine.planning.targets import Aim
+from secateur.engine.planning.trying import Trial, accuracy
+from secateur.engine.removing import Choice, Way
+from secateur.engine.shrinking import thin
+from secateur.surgery.analysis import Group
+
+__all__ = ["plan_with_units"]
+
+LEVELS = (0.85, 0.7, 0.55, 0.4)
+"""Shares of the multiply-adds that removal leaves, where weights go too."""
+ALONE = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05)
+"""The same where only units go."""
+NO_DEPTH = (
+    "whole residual blocks cannot be removed here: surgery takes channels and heads out, and leaves every block in its "
+    "place. Allow `channels` or `heads` instead of `depth`."
+)
+
+
+@dataclass(frozen=True)
+class _Level:
+    """A network without some of its units (None: with all), and the plan for what is left."""
+
+    task: Task
+    removal: Removal | None
+    plan: LayerPlan
+
+
+def plan_with_units(task: Task, aim: Aim, how: Planning) -> LayerPlan:
+    """The best plan of those that remove no unit and those that remove units first, to a few levels.
+
+    Not separable, so not proven: each level is removed from a copy, its rise of the loss measured, and the plan for
+    weights made in what is left, with what is left of the target.
+
+    Raises:
+        UsageError: for ``depth``.
+        ModelError: when no unit of these kinds can go.
+        BudgetError: when the target cannot be met even so.
+        SecateurError: as for plans without removal.
+
+    Cost: surgery and a plan without timing for each level; then a plan with everything for the best.
+    """
+    if "depth" in how.units:
+        raise UsageError(NO_DEPTH)
+    return _Search(task, aim, how).best()
+
+
+class _Search:
+    """The levels of one target for one network."""
+
+    def __init__(self, task: Task, aim: Aim, how: Planning) -> None:
+        self.task, self.aim, self.how = task, aim, how
+        if how.patterns:
+            self.inner = replace(how, units=())
+        else:  # no weight has an offer
+            self.inner = replace(how, patterns=("unstructured",), units=(), rises=Rises((0.5,), {}), compare=False)
+        whole = Planner(task, aim, self.inner)
+        with Trial(task, whole.example, how.threads) as trial:
+            whole.trial = trial
+            self.goal = Aim(aim.quantity, whole.goal) if aim.resource else aim
+            self.now = whole.figures_now()
+        self.loss = whole.loss
+        self.again = replace(self.inner, cost=None, rises=self.inner.rises if not how.patterns else None)
+
+    def best(self) -> LayerPlan:
+        """The best level, with everything measured; the next best where the clock says that it falls short."""
+        plain, failed = _tried(self.task, self.goal, self.inner)
+        levels = ([] if plain is None else [_Level(self.task, None, plain)]) + self.levels()
+        levels.sort(key=self.worth)
+        for level in levels:
+            plan = level.plan
+            if level.removal is not None and self.how.measure:
+                found, why = _tried(level.task, self.left(level.removal, level.task), self.again)
+                failed = why or failed
+                if found is None:
+                    continue
+                plan = found
+            return self.told(level, plan, [other for other in levels if other is not level])
+        kinds = " and ".join(self.how.units)
+        raise BudgetError(f"{failed or f'{self.aim} cannot be met.'} Removing {kinds} first does not suffice either.")
+
+    def levels(self) -> list[_Level]:
+        """A copy for each level that surgery reaches, with the plan for what is left of the target."""
+        groups, made = self.groups(), []
+        slow = self.goal.quantity == "accuracy"
+        quick = replace(self.again, measure=slow, compare=False, timed=self.goal.quantity == "ms")
+        for share in LEVELS if self.how.patterns else ALONE:
+            smaller = replace(self.task, model=copy.deepcopy(unwrap(self.task.model)))
+            removal = Removal(
+                f"macs {share:g}x", self.how.units, TaylorFilter(), {name: (1, 1) for name in groups}, 0.0
+            )
+            try:
+                done = thin(smaller, removal.to, removal.criterion, Choice(only=groups))
+            except BudgetError:
+                break  # removal cannot leave less
+            smaller = replace(smaller, model=done.model)
+            kept = {name: done.groups.get(name, (1, 1)) for name in groups}
+            removal = replace(removal, groups=kept, rise=smaller.mean_loss() - self.loss)
+            plan, _ = _tried(smaller, self.left(removal, smaller), quick)
+            if plan is not None:
+                made.append(_Level(smaller, removal, plan))
+                if not self.how.patterns and self.goal.resource:
+                    break  # the first that meets the target has lost least
+        return made
+
+    def left(self, removal: Removal, smaller: Task) -> Aim | None:
+        """What of the target is left after the removal; None when nothing is."""
+        goal = self.goal
+        if goal.resource:
+            return goal
+        spent = removal.rise if goal.quantity == "loss" else accuracy(self.task) - accuracy(smaller)
+        return replace(goal, value=goal.value - spent) if spent < goal.value else None
+
+    def worth(self, level: _Level) -> float:
+        """What is to be small: the loss, or for targets of quality what the network takes."""
+        figure = level.plan.figures.get("loss" if self.aim.resource else self.how.least)
+        return float("inf") if figure is None or figure.forecast is None else figure.forecast
+
+    def told(self, level: _Level, plan: LayerPlan, rest: Sequence[_Level]) -> LayerPlan:
+        """The plan with the figures of the network before the removal, and the levels that were not taken."""
+        figures = {
+            name: replace(figure, before=self.now[name].before) if name in self.now else figure
+            for name, figure in plan.figures.items()
+        }
+        layers = plan.layers
+        if not self.how.patterns:
+            layers = tuple(replace(layer, why="only units may go") for layer in layers)
+        return replace(
+            plan, target=str(self.aim), patterns=(*self.how.patterns, *self.how.units), layers=layers, figures=figures,
+            others=(*plan.others, *(self.other(one) for one in rest)), weights=digest_of(self.task.model),
+            removal=level.removal, exact=False,
+        )  # fmt: skip
+
+    def other(self, level: _Level) -> Other:
+        """A level that was not taken."""
+        gone = level.removal
+        what = "no units removed" if gone is None else f"{' and '.join(gone.kinds)} to {gone.to} first"
+        quantity = self.goal.quantity if self.goal.resource else self.how.least
+        figure = level.plan.figures.get(quantity)
+        reached = 0.0 if figure is None or figure.forecast is None else figure.forecast
+        return Other(what, True, quantity, reached, (level.plan.figures["loss"].forecast or self.loss) - self.loss)
+
+    def groups(self) -> tuple[str, ...]:
+        """The groups of the kinds that may go, without tensors that are to stay as they are.
+
+        Raises:
+            ModelError: when there is none.
+        """
+        found = Way.of(self.task, "macs 0.5x", TaylorFilter(), Choice()).look(self.task)[0]
+        left = coverage(self.task.model, self.how.only, self.how.skip).left_alone
+        stay = {name for name, why in left.items() if why in ("skipped by name", "not named")}
+        free = [group for group in found.groups if not group.inexact and not stay & {name for name, _ in group.tensors}]
+        names = tuple(group.name for group in free if _kind(group) in self.how.units)
+        if not names:
+            there = " and ".join(sorted({_kind(group) for group in free})) or "none"
+            asked = " or ".join(self.how.units)
+            raise ModelError(
+                f"no unit of this network can go as {asked}; of kinds that can go it has {there}. Leave that word "
+                "out of the patterns."
+            )
+        return names
+
+
+def _tried(task: Task, aim: Aim | None, how: Planning) -> tuple[LayerPlan | None, BudgetError | None]:
+    """A plan, or why there is none; shapes that no table knows are measured."""
+    if aim is None:
+        return None, None
+    try:
+        return Planner(task, aim, how).plan(), None
+    except BudgetError as error:
+        return None, error
+    except SecateurError:
+        if how.measure:
+            raise
+        return _tried(task, aim, replace(how, measure=True))
+
+
+def _kind(group: Group) -> str:
+    """Heads take several slices each of the tensor that makes them; a channel takes one."""
+    makes = next((index for (_, d), index in zip(group.tensors, group.index, strict=True) if d == 0), group.index[0])
+    return "heads" if makes.shape[1] > 1 else "channels"
