@@ -14,6 +14,7 @@ from secateur.engine.doctor.subject import Subject, real, zeros
 
 NEAR = 1e-6
 """Relative to the root mean square of a tensor: what is smaller counts as nearly zero."""
+_FLOAT16 = 2.0**-14  # its smallest normal number
 _BAND = 100.0  # a smooth density holds this many times more values between NEAR and _BAND * NEAR than below NEAR
 
 
@@ -22,17 +23,21 @@ def row(name: str, tensor: Tensor) -> dict[str, Any]:
 
     Cost: about ten passes over it.
     """
-    values, none = real(tensor), zeros(tensor)
-    floating = values.is_floating_point()
+    values, floating = real(tensor), tensor.is_floating_point()
     halves = floating and tensor.element_size() > 2
+    # all that is counted of small numbers is among those below the smallest normal one of float16
+    small = values[values.abs() < _FLOAT16].abs() if floating else values[values == 0]
+    some = small[small > 0]
+    none = small.numel() - some.numel()
+    finite = not floating or math.isfinite(float(torch.linalg.vector_norm(values)))
     return {
         "name": name, "shape": list(tensor.shape), "dtype": str(tensor.dtype), "numel": tensor.numel(), "zeros": none,
         "share": none / max(1, tensor.numel()),
-        "near_zeros": int(near_zeros(values).sum()) if floating and tensor.dim() >= 2 else 0,
-        "not_finite": int((~values.isfinite()).sum()) if floating else 0,
-        "subnormal": int(_subnormal(values, tensor.dtype).sum()) if floating else 0,
-        "subnormal_in_float16": int(_subnormal(values, torch.float16).sum()) if halves else 0,
-        "subnormal_in_bfloat16": int(_subnormal(values, torch.bfloat16).sum()) if halves else 0,
+        "near_zeros": int(near_zeros(values).sum()) if floating and tensor.dim() >= 2 and some.numel() else 0,
+        "not_finite": 0 if finite else int((~values.isfinite()).sum()),
+        "subnormal": int((some < torch.finfo(tensor.dtype).tiny).sum()) if floating else 0,
+        "subnormal_in_float16": some.numel() if halves else 0,
+        "subnormal_in_bfloat16": int((some < torch.finfo(torch.bfloat16).tiny).sum()) if halves else 0,
     }  # fmt: skip
 
 
@@ -67,7 +72,9 @@ def _subnormal(values: Tensor, dtype: torch.dtype) -> Tensor:
 def _not_finite(subject: Subject) -> list[Finding]:
     found = []
     for name, tensor in subject.tensors.items():
-        bad = int((~real(tensor).isfinite()).sum()) if tensor.is_floating_point() else 0
+        if not tensor.is_floating_point() or math.isfinite(float(torch.linalg.vector_norm(real(tensor)))):
+            continue
+        bad = int((~real(tensor).isfinite()).sum())
         if bad and not _attention_mask(tensor):
             found.append(Finding(
                 "not finite", (name,), f"`{name}`: {bad:,} of {tensor.numel():,} values are NaN or infinite", bad,
