@@ -15,7 +15,7 @@ from secateur.core.patterns import parse_pattern
 from secateur.core.prunable import coverage
 from secateur.engine.planning import calibrating, measuring
 from secateur.engine.planning.calibrating import Subject
-from secateur.engine.planning.energy import joules
+from secateur.engine.planning.energy import joules, why_no_energy
 from secateur.engine.planning.operators import Layer, find_layers, milliseconds
 from secateur.engine.planning.shapes import Known, held_out
 from secateur.engine.planning.table import CostTable, Machine, Point
@@ -295,7 +295,9 @@ def test_energy_says_why_there_is_none(tmp_path):
     assert joules(lambda: None, counters=tmp_path).note == "not exposed by this machine"
     (tmp_path / "intel-rapl:0").mkdir()
     (tmp_path / "intel-rapl:0" / "energy_uj").write_text("not a number")
-    assert joules(lambda: None, counters=tmp_path).note == "not exposed by this machine"
+    assert why_no_energy(tmp_path) == "not exposed by this machine"
+    (tmp_path / "intel-rapl:0" / "energy_uj").write_text("123456\n")
+    assert why_no_energy(tmp_path) in ("", "needs `pip install zeus`")
 
 
 def test_status_of_an_empty_table(monkeypatch, tmp_path, capsys):

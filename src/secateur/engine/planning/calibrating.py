@@ -18,7 +18,7 @@ from secateur.core.patterns import parse_pattern
 from secateur.core.streams import seeded, stream
 from secateur.engine.planning import measuring
 from secateur.engine.planning.costs import NetworkCost
-from secateur.engine.planning.energy import joules
+from secateur.engine.planning.energy import joules, why_no_energy
 from secateur.engine.planning.shapes import held_out
 from secateur.engine.planning.table import CostTable, Machine
 from secateur.engine.planning.variants import Variants
@@ -209,6 +209,8 @@ def _machine(net: nn.Module, example: Any, threads: int | None) -> Machine:
 
 
 def _energy(subject: Subject, batch: int, threads: int | None) -> str:
+    if why := why_no_energy():
+        return f"energy: {why}"
     net, example = subject.make(batch)
     variants = Variants(net, example, threads)
     try:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from secateur.core.reading import Reading
 
-__all__ = ["COUNTERS", "joules"]
+__all__ = ["COUNTERS", "joules", "why_no_energy"]
 
 COUNTERS = Path("/sys/class/powercap")
 
@@ -26,10 +26,8 @@ def joules(act: Callable[[], object], seconds: float = 1.0, counters: Path = COU
     Returns:
         A reading; without a value its note says why there is none.
     """
-    if not any(_readable(path) for path in counters.glob("*/energy_uj")):
-        return _none("not exposed by this machine")
-    if importlib.util.find_spec("zeus") is None:
-        return _none("needs `pip install zeus`")
+    if why := why_no_energy(counters):
+        return _none(why)
     from zeus.monitor import ZeusMonitor
 
     monitor = ZeusMonitor(gpu_indices=[])
@@ -42,6 +40,17 @@ def joules(act: Callable[[], object], seconds: float = 1.0, counters: Path = COU
     if not spent:
         return _none("not exposed by this machine")
     return Reading(sum(spent.values()) / calls, "J", n=calls, note="of a call; all that ran meanwhile counts")
+
+
+def why_no_energy(counters: Path = COUNTERS) -> str:
+    """Why joules cannot be measured; empty when they can.
+
+    Args:
+        counters: As for `joules`.
+    """
+    if not any(_readable(path) for path in counters.glob("*/energy_uj")):
+        return "not exposed by this machine"
+    return "" if importlib.util.find_spec("zeus") is not None else "needs `pip install zeus`"
 
 
 def _readable(path: Path) -> bool:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from secateur import _native
 from secateur.core.errors import UsageError
 from secateur.core.names import aliases
-from secateur.core.patterns import Pattern, parse_pattern
+from secateur.core.patterns import Block, Pattern, Unstructured, parse_pattern
 from secateur.core.prunable import coverage
 from secateur.core.streams import stream
 from secateur.engine.planning.operators import Layer, Sharing, find_layers
@@ -128,8 +128,16 @@ class Variants:
 
 def draw(pattern: Pattern, shape: tuple[int, ...], density: float, generator: torch.Generator) -> Tensor:
     """A random mask with as many units kept as a density says, at least one."""
-    scores = torch.rand(shape, generator=generator)
-    return pattern.mask(scores, kept_units(pattern, shape, density))
+    keep = kept_units(pattern, shape, density)
+    if not isinstance(pattern, Unstructured | Block):
+        return pattern.mask(torch.rand(shape, generator=generator), keep)
+    units = pattern.units(shape)  # a permutation costs a tenth of ranking scores
+    chosen = torch.zeros(units, dtype=torch.bool)
+    chosen[torch.randperm(units, generator=generator)[:keep]] = True
+    if isinstance(pattern, Unstructured):
+        return chosen.reshape(shape)
+    grid = chosen.reshape(shape[0] // pattern.rows, -1)
+    return grid.repeat_interleave(pattern.rows, 0).repeat_interleave(pattern.cols, 1).reshape(shape)
 
 
 def kept_units(pattern: Pattern, shape: tuple[int, ...], density: float) -> int:
