@@ -14,13 +14,12 @@ def run(request: argparse.Namespace) -> int:
     """Turn a file of another program into a folder of this library, and say what was found."""
     if request.out is None and not request.dry_run:
         raise UsageError("name the folder to write with `-o`, or see what would be done with `--dry-run`.")
-    if request.net is None and (request.settings or request.shape or request.outputs or request.tokens):
-        raise UsageError("-s, --shape, --outputs and --tokens are for the class; name it with `--net`.")
+    if request.net is None and any((request.settings, request.shape, request.outputs, request.tokens, request.unfold)):
+        raise UsageError("-s, --shape, --outputs, --tokens and --unfold are for the class; name it with `--net`.")
     network = None
     if request.net is not None:
-        network = Network(
-            request.net, _options(request.settings), _shape(request.shape), request.outputs, request.tokens
-        )
+        options, shape = _options(request.settings), _shape(request.shape)
+        network = Network(request.net, options, shape, request.outputs, request.tokens, request.unfold)
     out = None if request.dry_run else Path(str(request.out))
     done = adopt(Path(request.file), out, network, request.entry or "")
     if request.json:

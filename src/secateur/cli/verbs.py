@@ -226,6 +226,8 @@ def _adopt(p: argparse.ArgumentParser) -> None:
     p.add_argument("--shape", metavar="A,B,C", help="the input's shape without the batch; outputs are compared on it")
     p.add_argument("--outputs", type=int, metavar="N", help="classes of the data, for networks that ask for them")
     p.add_argument("--tokens", type=int, metavar="N", help="the input is token ids below N")
+    p.add_argument("--unfold", action="store_true",
+                   help="BatchNorm folded into the layer before it becomes an identity (default: refused)")  # fmt: skip
     p.add_argument("--entry", metavar="NAME", help="another state dict in the file, such as its averaged copy: ema")
     p.add_argument("-o", "--out", metavar="FOLDER", help="the folder to write")
     p.add_argument("--dry-run", action="store_true", help="say what would be done, and write nothing")

@@ -1,6 +1,7 @@
 """Orphaned formats become folders: zero for zero, with the outputs of the library they come from."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -175,6 +176,10 @@ def test_onnx_with_zeros(tmp_path, fold):
             FileError, match="BatchNorm is folded.*`bn` the first.*`bn.weight` is not in the file.*leave"
         ):
             adopt(tmp_path / "a.onnx", tmp_path / "out", SMALL)
+        unfolded = adopt(tmp_path / "a.onnx", tmp_path / "unfolded", replace(SMALL, unfold=True))
+        assert unfolded.error is not None and unfolded.error < 1e-5
+        _, masks = same_outputs(tmp_path / "unfolded", net, (1, 6, 6))
+        assert all(torch.equal(masks[n], p != 0) for n, p in net.named_parameters() if n in masks)
         done = adopt(tmp_path / "a.onnx", tmp_path / "out")
         assert done.lacks and not (tmp_path / "out" / "structure.json").exists()
         masks = Masks.load(tmp_path / "out" / "masks.safetensors")
@@ -184,6 +189,30 @@ def test_onnx_with_zeros(tmp_path, fold):
     assert done.error is not None and done.error < 1e-5 and "ONNX Runtime" in done.compared
     _, masks = same_outputs(tmp_path / "out", net, (1, 6, 6))
     assert all(torch.equal(masks[n], p != 0) for n, p in net.named_parameters() if n in masks)
+
+
+class Nested(nn.Module):
+    """Rows within rows of layers, as many networks of others are built."""
+
+    def __init__(self):
+        super().__init__()
+        row = [nn.Sequential(nn.Conv2d(n, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU()) for n in (1, 4)]
+        self.body = nn.Sequential(nn.Sequential(*row), nn.Flatten(), nn.Linear(16, 3))
+
+    def forward(self, x):
+        return self.body(x)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_onnx_of_rows_within_rows(tmp_path):
+    """Folding loses the names of the layers; those of the nodes have the path, written in the exporter's own way."""
+    net = made(Nested)
+    export(net, tmp_path / "a.onnx", (1, 6, 6))
+
+    done = adopt(tmp_path / "a.onnx", tmp_path / "out", Network(f"{__name__}:Nested", unfold=True))
+
+    assert any("2 BatchNorm layers" in note for note in done.notes) and done.error is not None
+    same_outputs(tmp_path / "out", net, (1, 6, 6))
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
@@ -213,6 +242,16 @@ def test_onnx_whose_matrices_are_turned_and_have_no_names(tmp_path):
 
     assert done.error is not None and done.error < 1e-5
     same_outputs(tmp_path / "out", net, (4,))
+
+
+def test_unfolding_needs_a_shape(tmp_path):
+    """Which layer stands before a BatchNorm is found by running the class once."""
+    torch.save(made().state_dict(), tmp_path / "a.pt")
+
+    with pytest.raises(UsageError, match="pass --shape"):
+        adopt(tmp_path / "a.pt", None, Network(SMALL.use, unfold=True))
+    with pytest.raises(ModelError, match="does not run on inputs of shape"):
+        adopt(tmp_path / "a.pt", None, Network(SMALL.use, shape=(3, 6, 6), unfold=True))
 
 
 def test_onnx_that_computes_something_else(tmp_path):

@@ -237,7 +237,7 @@ def test_onnx_tensors_of_every_type(tmp_path, dtype, raw):
     np.testing.assert_array_equal(found.tensors["w"].numpy(), numpy_helper.to_array(tensor))
     np.testing.assert_array_equal(found.tensors["w"].numpy(), source)
     assert found.facts["opset"] == 17 and found.facts["producer"] == "by hand"
-    assert found.facts["used"]["w"] == {"op": "Gemm", "node": "/fc1/Gemm", "slot": 1, "turned": True}
+    assert found.facts["used"]["w"] == {"op": "Gemm", "node": "/fc1/Gemm", "slot": 1, "scopes": [], "turned": True}
     assert found.facts["inputs"] == {"x": [None, 4]}
 
 

@@ -49,6 +49,7 @@ class Network:
         shape: of one example, without the batch; outputs are compared on random ones.
         outputs: classes of the data, for networks that ask for them.
         tokens: examples are numbers of tokens below this.
+        unfold: BatchNorm that an exporter folded into the layers before it becomes an identity; else it is refused.
     """
 
     use: str
@@ -56,6 +57,7 @@ class Network:
     shape: tuple[int, ...] | None = None
     outputs: int | None = None
     tokens: int | None = None
+    unfold: bool = False
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,8 @@ def adopt(path: Path, out: Path | None, network: Network | None = None, entry: s
         raise FileError(f"{out} is there already; name a new folder with `-o`.")
     found = read(path)
     orphan = gather(found, entry)
-    check_finite({name: t for name, t in orphan.tensors.items() if t.is_floating_point()})
+    weights = {name: t for name, t in orphan.tensors.items() if found.stored.get(name) != "constant node"}
+    check_finite({name: tensor for name, tensor in weights.items() if tensor.is_floating_point()})
     if network is None:
         return _plain(found, orphan, out)
     return _artefact(found, orphan, out, network)
@@ -162,8 +165,10 @@ def _artefact(found: Foreign, orphan: Orphan, out: Path | None, network: Network
     """A folder with a class, compared with the file."""
     about = _about(found, network)
     net = _build(about)
-    masks = fit(found, orphan, net)
     example = _example(found, network, about)
+    if network.unfold and example is None:
+        raise UsageError("--unfold runs the class once; pass --shape, the shape of one example.")
+    masks = fit(found, orphan, net, example if network.unfold else None)
     compared, error = _against_file(found, net, example)
     done = _adopted(found, orphan, masks, out, type(net).__name__, compared, error, [])
     if out is None:

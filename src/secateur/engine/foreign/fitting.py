@@ -16,19 +16,23 @@ from secateur.engine.folder import load_state
 from secateur.engine.foreign.naming import counters, folded, renamed
 from secateur.engine.foreign.orphans import Orphan
 from secateur.engine.foreign.record import Foreign
+from secateur.engine.foreign.unfolding import unfold
 from secateur.engine.rebuilding import resize
 
 _IGNORED = ("num_batches_tracked", "position_ids", "inv_freq")
 _SHOWN = 10
+_CLASS = "Name the class that it was saved from"
+_UNFOLD = "Put identities in the place of BatchNorm with `--unfold` (and `--shape`)"
 
 
-def fit(found: Foreign, orphan: Orphan, net: nn.Module) -> Masks:
+def fit(found: Foreign, orphan: Orphan, net: nn.Module, example: Tensor | None = None) -> Masks:
     """Fill a network with the weights of a file, in place.
 
     Args:
         found: the file.
         orphan: its plain weights and masks; what was done is added to its notes.
         net: a fresh instance of the class, as wide as before units were removed or smaller.
+        example: inputs for the class; with them BatchNorm that was folded becomes an identity, else it is refused.
 
     Returns:
         Masks of everything that can be pruned: those of the file, and the zeros.
@@ -49,6 +53,11 @@ def fit(found: Foreign, orphan: Orphan, net: nn.Module) -> Masks:
     tensors, prefix = _prefixed(tensors, net)
     if prefix:
         orphan.notes.append(f"`{prefix}` was taken off the names")
+    if example is not None and (count := unfold(net, tensors, example)):
+        orphan.notes.append(
+            f"{count} BatchNorm layers that were folded into the layers before them are identities now: scale and "
+            "variance 1, mean 0; take their statistics anew before training"
+        )
     _complete(tensors, net, orphan.notes)
     _check_names(found.path, tensors, net)
     _check_types(tensors, net, orphan.notes)
@@ -102,7 +111,7 @@ def _check_names(path: Path, tensors: Mapping[str, Tensor], net: nn.Module) -> N
     raise FileError(
         f"{path} does not fit {type(unwrap(net)).__name__}: {reason + ': ' if reason else ''}"
         f"{'; '.join(rows[:_SHOWN])}{more} ({len(missing)} missing, {len(unknown)} unknown, {len(shapes)} of other "
-        "dimensions). Name the class that it was saved from, or leave the class out to keep plain weights and masks."
+        f"dimensions). {_UNFOLD if reason else _CLASS}, or leave the class out to keep plain weights and masks."
     )
 
 

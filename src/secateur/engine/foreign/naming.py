@@ -34,7 +34,7 @@ def renamed(found: Foreign, tensors: Mapping[str, Tensor], net: nn.Module) -> tu
     names: dict[str, str] = {}
     for name, tensor in tensors.items():
         use = used.get(name)
-        better = name if name in own or use is None else _by_node(use, modules)
+        better = name if name in own or use is None else _by_node(use, modules) or name
         if better not in own and (not tensor.is_floating_point() or tensor.numel() <= 1):
             continue
         holder = modules.get(better.rpartition(".")[0])
@@ -51,14 +51,15 @@ def _by_node(use: Mapping[str, Any], modules: Mapping[str, nn.Module]) -> str:
     """The name that a node's own name tells, or an empty one."""
     leaves = _LEAVES.get(use["op"], ())
     leaf = leaves[use["slot"]] if use["slot"] < len(leaves) else ""
+    if scopes := [scope for scope in use["scopes"] if scope in modules]:
+        return f"{scopes[-1]}.{leaf}" if leaf else ""
     path = ""
     for part in str(use["node"]).strip("/").split("/")[:-1]:
-        # Children of a Sequential are written with the name of it: /features/features.0/Conv.
-        within = path.rpartition(".")[2]
-        again = bool(within) and part.startswith(f"{within}.")
-        path = f"{path[: len(path) - len(within)]}{part}" if again else f"{path}.{part}"
-        path = path.strip(".")
-    return f"{path}.{leaf}" if leaf and path in modules else ""
+        # Children of a Sequential are written with the names of those around them: /body/body.0/body.0.1/Conv.
+        head, _, last = part.rpartition(".")
+        again = bool(head) and (path == head or path.endswith(f".{head}"))
+        path = f"{path}.{last}" if again else f"{path}.{part}".strip(".")
+    return f"{path}.{leaf}" if leaf and path and path in modules else ""
 
 
 def folded(net: nn.Module, missing: list[str], found: Mapping[str, Tensor]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,6 +45,8 @@ _OTHER_TYPES = {
 }
 _QUANTISED_ENDS = ("QuantizeLinear", "DequantizeLinear", "MatMulInteger", "ConvInteger", "MatMulNBits")
 _QUANTISED = {"QAttention", "QGemm", "MatMulIntegerToFloat", "MatMulBnb4", "QMoE", "GatherBlockQuantized"}
+_SCOPE = re.compile(r"'([\w.]+)'")
+"""A module's path among those that torch's exporter writes down beside a node."""
 _FIXED = {4: torch.float32, 10: torch.float64}
 DATA = (4, 5, 6, 7, 9, 10, 11, 13, 14)
 _DEEPEST = 16
@@ -173,6 +176,7 @@ def _node(found: _Found, view: memoryview, depth: int) -> None:
     inputs: list[str] = []
     about = {"op": "", "node": "", "out": ""}
     attributes: list[memoryview] = []
+    scopes: list[str] = []
     for entry in wire.fields(view):
         if entry.number == 1:
             inputs.append(wire.text(found.path, entry))
@@ -181,6 +185,9 @@ def _node(found: _Found, view: memoryview, depth: int) -> None:
             about[key] = about[key] or wire.text(found.path, entry)
         elif entry.number == 5:
             attributes.append(entry.bytes())
+        elif entry.number == 9:
+            key, value = _pair(found.path, entry.bytes())
+            scopes += _SCOPE.findall(value) if key == "pkg.torch.onnx.name_scopes" else []
     if _quantised(about["op"]):
         raise refusal(
             found.path,
@@ -189,7 +196,7 @@ def _node(found: _Found, view: memoryview, depth: int) -> None:
         )
     if about["op"] != "Constant":
         for slot, name in enumerate(inputs):
-            use = {"op": about["op"], "node": about["node"], "slot": slot}
+            use = {"op": about["op"], "node": about["node"], "slot": slot, "scopes": scopes}
             found.used.setdefault(name, {**use, "turned": _turned(found.path, about["op"], slot, attributes)})
     for attribute in attributes:
         _attribute(found, attribute, about["out"] if about["op"] == "Constant" else "", depth)
