@@ -15,7 +15,7 @@ from secateur.core.files import read_json
 from secateur.engine import distributed
 from secateur.engine.compensating import plan_layers
 from secateur.engine.cutting import plan as make_plan
-from secateur.engine.planning.plans import LayerPlan
+from secateur.engine.planning.plans import LayerPlan, shown
 from secateur.engine.planning.verbs import check_plan
 from secateur.engine.recipe import PruneStep, ShrinkStep
 from secateur.engine.removing import Choice, Removing, survey
@@ -104,7 +104,17 @@ def _layers(card: Mapping[str, Any]) -> list[str]:
         if layer.get("rise") is not None:
             text += f"   loss {layer['rise']:+.4g} (forecast {layer['forecast']:+.4g})"
         lines.append(text)
-    return [*lines, *_recovered(card.get("recovered") or {})]
+    return [*lines, *_planned(card.get("planned") or {}), *_recovered(card.get("recovered") or {})]
+
+
+def _planned(planned: Mapping[str, Any]) -> list[str]:
+    """A line for each figure that a plan forecast and that was measured."""
+    lines = []
+    for name, row in (planned.get("figures") or {}).items():
+        if row.get("forecast") is not None and row.get("measured") is not None:
+            before, forecast, measured = (shown(name, row.get(when)) for when in ("before", "forecast", "measured"))
+            lines.append(f"  {name} {before} before, {forecast} planned, {measured} measured")
+    return lines
 
 
 def _units(card: Mapping[str, Any]) -> list[str]:

@@ -6,11 +6,13 @@ from dataclasses import replace
 import pytest
 import torch
 from tests.engine.planning.plan_kit import how, network, task_of
+from torch import nn
 
 import secateur
 from secateur.core.errors import SecateurError, UsageError
 from secateur.core.masks import Masks
 from secateur.core.patterns import parse_pattern
+from secateur.core.streams import stream
 from secateur.engine.planning.carrying import digest_of, masks_of
 from secateur.engine.planning.planner import plan_network
 from secateur.solvers.sparsegpt import SparseGpt
@@ -116,3 +118,58 @@ def test_the_optimizer_goes_on_and_holds_the_zeros():
 
     cut.masks.check(task.model)
     assert isinstance(cut.masks, Masks) and cut.hold is not None and cut.planned.figures["ms"]["measured"] is None
+
+
+class Around(nn.Module):
+    """A residual block."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.inner = nn.Linear(width, width)
+
+    def forward(self, x):
+        """``x`` and a little more."""
+        return torch.relu(x + 0.2 * self.inner(x))
+
+
+def deep():
+    """Three residual blocks between two layers, and the network's own answers."""
+    net, random = nn.Sequential(nn.Linear(16, 12), *(Around(12) for _ in range(3)), nn.Linear(12, 4)), stream(2, "deep")
+    with torch.no_grad():
+        for p in net.parameters():
+            p.copy_(torch.randn(p.shape, generator=random) * 0.4)
+    return task_of(net.eval())
+
+
+@pytest.mark.parametrize(("kind", "to"), [("channels", "params 40%"), ("depth", "params 70%"), ("depth", "loss +0.2")])
+def test_units_go_first_and_the_figures_are_those_of_both(kind, to, tmp_path):
+    """The plan is made on copies; carried out it gives the shapes, counts and the loss that it says."""
+    task = deep() if kind == "depth" else task_of()
+    before, loss = digest_of(task.model), task.mean_loss()
+    plan = secateur.plan(task, to, patterns=[kind], timed=False, compare=False, least="params", threads=1)
+    assert digest_of(task.model) == before == plan.weights and plan.removal is not None
+    plan.save(tmp_path / "plan.json")
+
+    cut = secateur.prune(task, secateur.LayerPlan.open(tmp_path / "plan.json"), measure=False)
+
+    own = {name: tuple(p.shape) for name, p in cut.model.named_parameters()}
+    assert {layer.name: layer.shape for layer in plan.layers}.items() <= own.items()
+    assert cut.planned.figures["loss"]["before"] == pytest.approx(loss, abs=1e-12)
+    assert cut.planned.figures["loss"]["measured"] == pytest.approx(plan.figures["loss"].measured, abs=1e-6)
+    assert loss + plan.removal.rise == pytest.approx(cut.planned.figures["loss"]["measured"], abs=1e-6)
+    total, goal = plan.figures["params"].before, plan.figures["params"].forecast
+    assert goal < total and (not to.startswith("params") or goal <= -(-total * int(to[7:9]) // 100))
+
+
+def test_a_failure_after_surgery_gives_the_network_back():
+    task = deep()
+    plan = secateur.plan(task, "params 70%", patterns=["depth"], timed=False, compare=False, threads=1)
+    wrong = replace(plan, layers=(replace(plan.layers[0], shape=(3, 3)), *plan.layers[1:]))
+    before = digest_of(task.model)
+
+    with pytest.raises(UsageError, match="not"):
+        secateur.prune(task, wrong)
+    assert digest_of(task.model) == before and len(list(task.model.parameters())) == 10
+
+    with pytest.raises(SecateurError, match="can go as heads"):
+        secateur.plan(task, "params 70%", patterns=["heads"], timed=False)

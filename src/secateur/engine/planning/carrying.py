@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from secateur.core.budget import Target
 from secateur.core.choose import broadcast, scores_of
@@ -20,8 +21,12 @@ from secateur.core.task import Task
 from secateur.engine.compensating import Inputs, compensate
 from secateur.engine.cutting import Plan
 from secateur.engine.layer_records import LayerCut
+from secateur.engine.planning.plans import Removal
+from secateur.engine.removing import Choice, few
+from secateur.engine.shrinking import thin
+from secateur.surgery.blocks import remove_blocks
 
-__all__ = ["Kept", "digest_of", "masks_of", "plan_of", "scored", "solve_choice"]
+__all__ = ["Gone", "Kept", "digest_of", "masks_of", "plan_of", "scored", "solve_choice", "take_out"]
 
 Kept = Mapping[str, tuple[str, int]]
 """Pattern in one word (empty: as it is) and weights kept, by tensor."""
@@ -92,6 +97,41 @@ def digest_of(model: nn.Module) -> str:
             found.update(f"{name} {whole.dtype} {tuple(whole.shape)}\n".encode())
             found.update(whole.reshape(-1).view(torch.uint8).numpy().tobytes())
     return found.hexdigest()
+
+
+@dataclass(frozen=True)
+class Gone:
+    """A network without some units or blocks.
+
+    Args:
+        model: the network handed in, or a graph in its place.
+        figures: before and after, by name.
+        groups: units kept and all, by group.
+        graph: whether it can only be built again from its graph.
+    """
+
+    model: nn.Module
+    figures: Mapping[str, tuple[int, int]]
+    groups: Mapping[str, tuple[int, int]]
+    graph: bool
+
+
+def take_out(task: Task, removal: Removal, optimizer: Optimizer | None = None, also: Sequence[nn.Module] = ()) -> Gone:
+    """Carry a removal out, in place: the same units as when it was planned, since weights and data are the same.
+
+    Raises:
+        UsageError: for averaged copies where whole blocks go.
+        SecateurError: as surgery; nothing was changed then.
+    """
+    if removal.blocks:
+        if also:
+            raise UsageError("averaged copies cannot follow when blocks go; begin a new average afterwards.")
+        short = remove_blocks(task.model, few(task), removal.blocks, optimizer=optimizer)
+        return Gone(short.model, {"params": short.params}, {}, True)
+    choice = Choice(only=tuple(removal.groups))
+    done = thin(task, removal.to, removal.criterion, choice, optimizer=optimizer, also=also)
+    figures = {name: (n, done.after[name]) for name, n in done.before.items()}
+    return Gone(done.model, figures, done.groups, done.rewritten)
 
 
 def _chosen(name: str, shape: tuple[int, ...], word: str, count: int) -> _Chosen:

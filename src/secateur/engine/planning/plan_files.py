@@ -19,7 +19,7 @@ from secateur.engine.planning.plans import UNITS, Figure, LayerChoice, LayerPlan
 __all__ = ["FORMAT", "plan_of_table", "read_plan_file", "table_of_plan", "write_plan_file"]
 
 FORMAT = "secateur.layer-plan/1"
-KINDS = ("channels", "heads")
+KINDS = ("channels", "heads", "depth")
 _LARGEST = 64 << 20
 """Bytes: a plan has some hundred for each tensor."""
 
@@ -67,6 +67,7 @@ def table_of_plan(plan: LayerPlan) -> dict[str, Any]:
         "removal": None if removal is None else {
             "to": removal.to, "kinds": list(removal.kinds), "criterion": _named(removal.criterion),
             "groups": {name: list(pair) for name, pair in removal.groups.items()}, "rise": removal.rise,
+            "blocks": list(removal.blocks),
         },
         "others": [dict(vars(other)) for other in plan.others], "notes": list(plan.notes),
     }  # fmt: skip
@@ -161,7 +162,8 @@ def _removal(table: Mapping[str, Any]) -> Removal:
         groups[name] = (kept, units)
     kinds = tuple(_text(kind, "a kind of units") for kind in _list(table["kinds"], "kinds"))
     criterion = value_of(Criterion, table["criterion"], "removal.criterion")
-    return Removal(_text(table["to"], "to"), kinds, criterion, groups, float(_number(table["rise"], "rise")))
+    blocks = tuple(_text(path, "a block") for path in _list(table["blocks"], "blocks"))
+    return Removal(_text(table["to"], "to"), kinds, criterion, groups, float(_number(table["rise"], "rise")), blocks)
 
 
 def _word(thing: Any) -> str:

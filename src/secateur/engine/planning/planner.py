@@ -48,8 +48,8 @@ class Planning:
     """How a plan is made.
 
     Args:
-        patterns: what tensors may take, in words: ``"unstructured"``, ``"4x1"``, ``"2:4"``; and ``"channels"`` and
-            ``"heads"``, which may be removed first.
+        patterns: what tensors may take, in words: ``"unstructured"``, ``"4x1"``, ``"2:4"``; and ``"channels"``,
+            ``"heads"`` and ``"depth"`` (whole residual blocks), which may be removed first.
         criterion: which weights of a tensor go; magnitude by default.
         solver: chooses them instead, and moves the others.
         inputs: what a solver's layers are given.

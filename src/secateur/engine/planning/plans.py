@@ -97,11 +97,12 @@ class Removal:
     """Units that go before weights do.
 
     Args:
-        to: how much of the network may be left, such as ``"macs 0.7x"``.
-        kinds: what goes: ``"channels"``, ``"heads"``.
+        to: how much of the network may be left, such as ``"macs 0.7x"``; of blocks how many go.
+        kinds: what goes: ``"channels"``, ``"heads"``, ``"depth"``.
         criterion: by which units are scored.
         groups: units kept and all, by group.
         rise: measured rise of the loss by the removal alone.
+        blocks: names of whole blocks that go.
     """
 
     to: str
@@ -109,6 +110,7 @@ class Removal:
     criterion: Criterion
     groups: Mapping[str, tuple[int, int]]
     rise: float
+    blocks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -247,7 +249,7 @@ def shown(name: str, value: float | None) -> str:
 
 def _removed(removal: Removal) -> list[str]:
     lost = {name: pair for name, pair in removal.groups.items() if pair[0] < pair[1]}
-    kinds = " and ".join(removal.kinds)
+    kinds = f"the blocks {', '.join(removal.blocks)}" if removal.blocks else " and ".join(removal.kinds)
     lines = [f"first {kinds} go, to {removal.to}: the loss rises by {removal.rise:.4g} (measured)"]
     return lines + [f"  {name}: {kept:,} of {units:,} units" for name, (kept, units) in lost.items()]
 

@@ -1,4 +1,4 @@
-"""Plans that remove units first: channels or heads go, to a few levels, and weights are chosen in what is left."""
+"""Plans that remove units first: channels, heads or blocks go, to a few levels; weights are chosen in what is left."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from secateur.core.errors import BudgetError, ModelError, SecateurError, UsageError
+from secateur.core.errors import BudgetError, ModelError, SecateurError
 from secateur.core.names import unwrap
 from secateur.core.prunable import coverage
 from secateur.core.task import Task
 from secateur.criteria.taylor_filter import TaylorFilter
-from secateur.engine.planning.carrying import digest_of
+from secateur.engine.planning.carrying import digest_of, take_out
 from secateur.engine.planning.planner import Planner, Planning
 from secateur.engine.planning.plans import LayerPlan, Other, Removal
 from secateur.engine.planning.rises import Rises
 from secateur.engine.planning.targets import Aim
 from secateur.engine.planning.trying import Trial, accuracy
-from secateur.engine.removing import Choice, Way
-from secateur.engine.shrinking import thin
+from secateur.engine.removing import Choice, Way, few
 from secateur.surgery.analysis import Group
+from secateur.surgery.blocks import block_influence, blocks
 
 __all__ = ["plan_with_units"]
 
@@ -27,10 +27,8 @@ LEVELS = (0.85, 0.7, 0.55, 0.4)
 """Shares of the multiply-adds that removal leaves, where weights go too."""
 ALONE = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05)
 """The same where only units go."""
-NO_DEPTH = (
-    "whole residual blocks cannot be removed here: surgery takes channels and heads out, and leaves every block in its "
-    "place. Allow `channels` or `heads` instead of `depth`."
-)
+FEWER = 4
+"""Levels of whole blocks, where weights go too: one block less in each."""
 
 
 @dataclass(frozen=True)
@@ -49,15 +47,12 @@ def plan_with_units(task: Task, aim: Aim, how: Planning) -> LayerPlan:
     weights made in what is left, with what is left of the target.
 
     Raises:
-        UsageError: for ``depth``.
         ModelError: when no unit of these kinds can go.
         BudgetError: when the target cannot be met even so.
         SecateurError: as for plans without removal.
 
     Cost: surgery and a plan without timing for each level; then a plan with everything for the best.
     """
-    if "depth" in how.units:
-        raise UsageError(NO_DEPTH)
     return _Search(task, aim, how).best()
 
 
@@ -97,27 +92,56 @@ class _Search:
 
     def levels(self) -> list[_Level]:
         """A copy for each level that surgery reaches, with the plan for what is left of the target."""
-        groups, made = self.groups(), []
+        made = []
         slow = self.goal.quantity == "accuracy"
         quick = replace(self.again, measure=slow, compare=False, timed=self.goal.quantity == "ms")
-        for share in LEVELS if self.how.patterns else ALONE:
-            smaller = replace(self.task, model=copy.deepcopy(unwrap(self.task.model)))
-            removal = Removal(
-                f"macs {share:g}x", self.how.units, TaylorFilter(), {name: (1, 1) for name in groups}, 0.0
-            )
-            try:
-                done = thin(smaller, removal.to, removal.criterion, Choice(only=groups))
-            except BudgetError:
-                break  # removal cannot leave less
-            smaller = replace(smaller, model=done.model)
-            kept = {name: done.groups.get(name, (1, 1)) for name in groups}
-            removal = replace(removal, groups=kept, rise=smaller.mean_loss() - self.loss)
-            plan, _ = _tried(smaller, self.left(removal, smaller), quick)
-            if plan is not None:
-                made.append(_Level(smaller, removal, plan))
-                if not self.how.patterns and self.goal.resource:
-                    break  # the first that meets the target has lost least
+        for ladder in self.ladders():
+            for removal in ladder:
+                smaller = replace(self.task, model=copy.deepcopy(unwrap(self.task.model)))
+                try:
+                    gone = take_out(smaller, removal)
+                except BudgetError:
+                    break  # removal cannot leave less
+                smaller = replace(smaller, model=gone.model)
+                kept = {name: gone.groups.get(name, (1, 1)) for name in removal.groups}
+                done = replace(removal, groups=kept, rise=smaller.mean_loss() - self.loss)
+                plan, _ = _tried(smaller, self.left(done, smaller), quick)
+                if plan is not None:
+                    made.append(_Level(smaller, done, plan))
+                    if not self.how.patterns and self.goal.resource:
+                        break  # the first that meets the target has lost least
         return made
+
+    def ladders(self) -> list[list[Removal]]:
+        """What may go, from little to much: channels and heads together, and whole blocks."""
+        found, kinds = [], tuple(kind for kind in self.how.units if kind != "depth")
+        if kinds:
+            groups = {name: (1, 1) for name in self.groups(kinds)}
+            shares = LEVELS if self.how.patterns else ALONE
+            found.append([Removal(f"macs {share:g}x", kinds, TaylorFilter(), groups, 0.0) for share in shares])
+        if "depth" in self.how.units:
+            order = self.blocks()
+            most = min(len(order), FEWER if self.how.patterns else len(order))
+            fewer = [tuple(order[: n + 1]) for n in range(most)]
+            found.append([Removal(_less(b), ("depth",), TaylorFilter(), {}, 0.0, b) for b in fewer])
+        return found
+
+    def blocks(self) -> list[str]:
+        """Residual blocks that can go, those first that change least of what passes through them.
+
+        Raises:
+            ModelError: when there is none.
+        """
+        every = blocks(unwrap(self.task.model), few(self.task))
+        free = [block.path for block in every if block.residual and not block.why_not]
+        inner = [path for path in free if not any(other.startswith(f"{path}.") for other in free)]
+        left = coverage(self.task.model, self.how.only, self.how.skip).left_alone
+        stay = [name for name, why in left.items() if why in ("skipped by name", "not named")]
+        inner = [path for path in inner if not any(name.startswith(f"{path}.") for name in stay)]
+        if not inner:
+            raise ModelError("no residual block of this network can go; leave `depth` out of the patterns.")
+        influence = block_influence(self.task, inner)
+        return sorted(inner, key=lambda path: influence[path])
 
     def left(self, removal: Removal, smaller: Task) -> Aim | None:
         """What of the target is left after the removal; None when nothing is."""
@@ -156,7 +180,7 @@ class _Search:
         reached = 0.0 if figure is None or figure.forecast is None else figure.forecast
         return Other(what, True, quantity, reached, (level.plan.figures["loss"].forecast or self.loss) - self.loss)
 
-    def groups(self) -> tuple[str, ...]:
+    def groups(self, kinds: Sequence[str]) -> tuple[str, ...]:
         """The groups of the kinds that may go, without tensors that are to stay as they are.
 
         Raises:
@@ -166,10 +190,10 @@ class _Search:
         left = coverage(self.task.model, self.how.only, self.how.skip).left_alone
         stay = {name for name, why in left.items() if why in ("skipped by name", "not named")}
         free = [group for group in found.groups if not group.inexact and not stay & {name for name, _ in group.tensors}]
-        names = tuple(group.name for group in free if _kind(group) in self.how.units)
+        names = tuple(group.name for group in free if _kind(group) in kinds)
         if not names:
             there = " and ".join(sorted({_kind(group) for group in free})) or "none"
-            asked = " or ".join(self.how.units)
+            asked = " or ".join(kinds)
             raise ModelError(
                 f"no unit of this network can go as {asked}; of kinds that can go it has {there}. Leave that word "
                 "out of the patterns."
@@ -189,6 +213,10 @@ def _tried(task: Task, aim: Aim | None, how: Planning) -> tuple[LayerPlan | None
         if how.measure:
             raise
         return _tried(task, aim, replace(how, measure=True))
+
+
+def _less(paths: Sequence[str]) -> str:
+    return f"{len(paths)} block{'' if len(paths) == 1 else 's'} less"
 
 
 def _kind(group: Group) -> str:

@@ -52,9 +52,9 @@ def prune_by_plan(
     state.net, state.masks, state.left_alone = cut.model, cut.masks, dict(cut.plan.left_alone)
     recovery.task = replace(task, model=state.net)
     if gone is not None:
-        if gone.rewritten:
+        if gone.graph:
             state.model = {**state.model, "use": REWRITTEN, "options": {}}
-        state.shrunk = {name: [n, gone.after[name]] for name, n in gone.before.items()}
+        state.shrunk = {name: list(pair) for name, pair in gone.figures.items()}
     return {
         "forecast": cut.plan.forecast.to_json() if cut.plan.forecast else None, "target": plan.target,
         "layers": [layer.to_json() for layer in cut.layers], "rounds": [], "cautions": cautions, "scores": None,

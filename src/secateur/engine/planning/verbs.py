@@ -23,12 +23,11 @@ from secateur.criteria.magnitude import Magnitude
 from secateur.engine.cutting import Cut, Plan, forecast_of
 from secateur.engine.cutting import plan as plan_weights
 from secateur.engine.cutting import prune as prune_weights
-from secateur.engine.planning.carrying import digest_of, masks_of, plan_of, scored, solve_choice
+from secateur.engine.planning.carrying import Gone, digest_of, masks_of, plan_of, scored, solve_choice, take_out
 from secateur.engine.planning.outcomes import compare_plan
 from secateur.engine.planning.plans import LayerPlan
 from secateur.engine.planning.targets import Aim, is_aim
-from secateur.engine.removing import Choice, few
-from secateur.engine.shrinking import Thinned, thin
+from secateur.engine.removing import few
 from secateur.engine.undoing import Undo
 
 __all__ = ["carry", "carry_out_plan", "check_plan", "plan", "refuse_masks"]
@@ -135,7 +134,7 @@ def carry(
     also: Sequence[nn.Module] = (),
     example: Any = None,
     measure: bool = True,
-) -> tuple[Cut, Thinned | None]:
+) -> tuple[Cut, Gone | None]:
     """What :func:`carry_out_plan` does, with the record of the units that went first."""
     check_weights(task.model, plan)
     if plan.solver is not None and also:
@@ -145,10 +144,7 @@ def carry(
     start = task.mean_loss()
     undo = Undo((task.model, *also), optimizer)
     try:
-        gone = thin(
-            task, plan.removal.to, plan.removal.criterion, Choice(only=tuple(plan.removal.groups)),
-            optimizer=optimizer, also=also,
-        )  # fmt: skip
+        gone = take_out(task, plan.removal, optimizer, also)
         cut = _carried(replace(task, model=gone.model), plan, optimizer, also, example, measure)
         return replace(cut, planned=cut.planned.since(start)), gone
     except BaseException:
