@@ -32,7 +32,7 @@ LADDER = (0.7, 0.5, 0.3, 0.18, 0.1, 0.05, 0.02, 0.007)
 BLOCK_LADDER = (0.7, 0.4, 0.2, 0.1, 0.04, 0.01)
 UNKNOWN = 1.0  # the error stated where no forecast was ever held against the clock
 AS_IS = "as it is"
-ANCHORS = (0.25, 0.05)
+ANCHORS = (0.3, 0.1, 0.03)
 CHECKS = 3
 MEASURING, ANCHORING = 20.0, 2.5  # seconds of the clock for one network, at most about
 DENSE_ABOVE = 0.95  # share of weights that are not zero
@@ -248,8 +248,9 @@ def _cost(
     with_curve = {name: found for name, found in curves.items() if found}
     plain = NetworkCost(with_curve, dense, 0.0, 0.0)
     pairs = [(plain.now, now.ms())]
+    whole = all(variants.density(name) > DENSE_ABOVE for name in variants.layers)
     for label, chosen in choices.items():
-        if label in timings and label.startswith("anchor"):
+        if label in timings and (label.startswith("anchor") or label.startswith("version") and whole):
             told = {n: c for n, c in chosen.items() if n in with_curve and c[0] in with_curve[n]}
             pairs.append((plain.total(told), timings[label].ms()))
     factor, fixed = _line(pairs)
