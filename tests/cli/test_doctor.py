@@ -90,7 +90,7 @@ def test_a_large_network_is_shown_in_short(call, tmp_path):
 
 
 def test_statistics_of_a_run_folder(call, tmp_path):
-    """With data: found, a copy made, and that folder taken on by the other verbs."""
+    """With data: found, and a copy made that is a folder like any other."""
     words = ["train", "--net", "mlp", "--data", "digits", "--epochs", "1", "-s", "data.batch=50", *NORMED,
              "-s", "data.train=400", "-s", "data.test=100", "-o", str(tmp_path / "run")]  # fmt: skip
     assert main(words) == 0
@@ -109,8 +109,8 @@ def test_statistics_of_a_run_folder(call, tmp_path):
     code, out, err = call("doctor", tmp_path / "run", "--data", "digits", "--fix", tmp_path / "mended")
     assert code == 0 and "1 mended, 0 remain" in out, err
 
-    code, _, err = call("prune", tmp_path / "mended", "--to", "sparsity 0.5", "-o", tmp_path / "pruned")
-    assert code == 0, err
+    built = Artefact.open(tmp_path / "mended").build().state_dict()
+    assert all((built[name] - state[name]).abs().max() > 1 for name in state if name.endswith("running_mean"))
 
 
 class Evil:

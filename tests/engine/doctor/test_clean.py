@@ -6,8 +6,7 @@ from tests.engine.doctor import clinic
 
 from secateur.nets import names
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
-QUICK = ("mlp", "lenet5", "resnet_cifar", "vit_tiny", "bert_tiny", "gpt_tiny", "lstm", "mobilenet_v2")
+QUICK = ("mlp", "resnet_cifar", "vit_tiny", "gpt_tiny", "lstm")
 
 
 def test_the_corpus_holds_every_network():
@@ -25,9 +24,8 @@ def test_fresh_and_trained_networks(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", clinic.NETS)
-@pytest.mark.parametrize("way", ["90 %", "2:4"])
-def test_pruned_networks(name, way, tmp_path):
-    net, masks = clinic.pruned_net(name, way, steps=1)
+def test_pruned_networks(name, tmp_path):
+    net, masks = clinic.pruned_net(name, "90 %", steps=1)
 
     report = clinic.look(clinic.state_of(net), tmp_path / "w.safetensors")
 
@@ -36,7 +34,7 @@ def test_pruned_networks(name, way, tmp_path):
 
 
 @pytest.mark.parametrize("name", QUICK)
-@pytest.mark.parametrize("way", [way for way in clinic.WAYS if way not in ("90 %", "2:4")])
+@pytest.mark.parametrize("way", [way for way in clinic.WAYS if way != "90 %"])
 def test_other_patterns(name, way, tmp_path):
     net, _ = clinic.pruned_net(name, way, steps=1)
 
@@ -45,7 +43,7 @@ def test_other_patterns(name, way, tmp_path):
 
 @pytest.mark.parametrize("name", QUICK)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("way", ["", "90 %", "2:4"])
+@pytest.mark.parametrize("way", ["", "2:4"])
 def test_half_precision(name, dtype, way, tmp_path):
     """Some numbers of float16 are subnormal in every network, and bfloat16 rounds many to the same."""
     net = clinic.pruned_net(name, way, steps=1)[0] if way else clinic.fresh(name)
@@ -54,7 +52,7 @@ def test_half_precision(name, dtype, way, tmp_path):
     assert clinic.kinds(clinic.look(state, tmp_path / "w.safetensors")) == []
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("draw", [torch.randn, torch.rand])
 def test_large_dense_tensors_have_no_gap(draw, seed, tmp_path):
     """A million numbers: some come near zero, but more and more of them the farther one looks."""
@@ -96,3 +94,21 @@ def test_statistics_of_dead_channels_are_no_fault(tmp_path):
     state[f"{name}running_var"][3] = 0
 
     assert clinic.kinds(clinic.look(state, tmp_path / "w.safetensors")) == []
+
+
+@pytest.mark.parametrize("suffix", ["pt", "safetensors"])
+def test_types_and_shapes_of_all_kinds(tmp_path, suffix):
+    """Counted as far as it makes sense, and no reason for alarm."""
+    state = {
+        "a.weight": torch.randn(8, 8).to(torch.float8_e4m3fn), "b.weight": torch.randn(8, 8).to(torch.float8_e4m3fn),
+        "int": torch.arange(-3, 3, dtype=torch.int8), "bool": torch.tensor([True, False]), "empty": torch.zeros(0, 4),
+        "number": torch.tensor(3.0), "complex": torch.zeros(2, dtype=torch.complex64), "bytes": torch.ones(2).byte(),
+        "u16": torch.tensor([0, 65535], dtype=torch.uint16), "u64": torch.tensor([0, 0, 1], dtype=torch.uint64),
+    }  # fmt: skip
+
+    report = clinic.look(state, tmp_path / f"w.{suffix}")
+
+    zeros = {row["name"]: row["zeros"] for row in report.tensors}
+    assert clinic.kinds(report) == []
+    assert (zeros["int"], zeros["bool"], zeros["empty"], zeros["complex"], zeros["bytes"]) == (1, 1, 0, 2, 0)
+    assert (zeros["u16"], zeros["u64"]) == (1, 2)

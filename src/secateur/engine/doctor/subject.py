@@ -8,11 +8,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from secateur.data import Dataset
 
 _LOOKUP = re.compile(r"emb|wte|wpe|position|token", re.IGNORECASE)
+_SIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}
 _RECURRENT = re.compile(r"weight_(ih|hh|hr)(_|$)")
 
 
@@ -88,19 +90,19 @@ def recurrent(name: str) -> bool:
 
 
 def real(tensor: Tensor) -> Tensor:
-    """The values in a type that torch can compare: float8 becomes float32, anything else stays.
+    """The values in a type that torch can compare: float8 becomes float32, and zeros of unsigned numbers stay zeros.
 
-    >>> import torch
     >>> real(torch.ones(2, dtype=torch.bfloat16)).dtype
     torch.bfloat16
     """
-    return tensor.float() if tensor.is_floating_point() and tensor.element_size() == 1 else tensor.detach()
+    if tensor.is_floating_point() and tensor.element_size() == 1:
+        return tensor.float()
+    return tensor.detach().view(_SIGNED[tensor.dtype]) if tensor.dtype in _SIGNED else tensor.detach()
 
 
 def zeros(tensor: Tensor) -> int:
     """How many values are exactly zero.
 
-    >>> import torch
     >>> zeros(torch.tensor([0.0, -0.0, 1.0]))
     2
     """

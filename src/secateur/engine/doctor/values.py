@@ -26,7 +26,7 @@ def row(name: str, tensor: Tensor) -> dict[str, Any]:
     values, floating = real(tensor), tensor.is_floating_point()
     halves = floating and tensor.element_size() > 2
     # all that is counted of small numbers is among those below the smallest normal one of float16
-    small = values[values.abs() < _FLOAT16].abs() if floating else values[values == 0]
+    small = values[values.abs() < _FLOAT16].abs() if floating else torch.zeros(zeros(tensor))
     some = small[small > 0]
     none = small.numel() - some.numel()
     finite = not floating or math.isfinite(float(torch.linalg.vector_norm(values)))
