@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from random import Random
 
 import pytest
 import torch
@@ -138,6 +139,23 @@ def test_many_at_once_get_it_for_one_of_them(tmp_path, left):
         won[0].check()
         assert won[0].deaths == (left in ("expired", "damaged"))
         assert [path.name for path in tmp_path.glob(f"{name}.*")] == [won[0].path.name]
+
+
+def test_no_number_is_ever_used_twice(tmp_path):
+    """Owners that come, go and vanish, in eight threads at once: each lease that anybody got has its own number."""
+    won = []
+
+    def live(number):
+        random, mine = Random(number), Leases(tmp_path)
+        for _ in range(30):
+            if lease := mine.take("stage"):
+                won.append(lease.number)
+                with contextlib.suppress(FileNotFoundError):  # lost already, as this test breaks leases at will
+                    lease.give_back() if random.random() < 0.5 else age(lease, 1000)
+
+    race(live, 8)
+    assert len(won) >= 8 and len(set(won)) == len(won)
+    assert len(list(tmp_path.glob("stage.*"))) == 1
 
 
 def test_a_lease_ends_by_the_clock_of_the_file_system_and_by_its_own_length(tmp_path):

@@ -34,7 +34,7 @@ from secateur.engine.queue_work import (
 from secateur.engine.recipe import Recipe
 
 _SIGNS = {"begun": "begins", "published": "done", "dropped": "done by another", "lost": "taken over by another",
-          "failed": "failed"}  # fmt: skip
+          "failed": "failed", "waits": "others are at work, this process waits for them"}  # fmt: skip
 
 
 def run(request: argparse.Namespace, recipes: Mapping[str, Recipe]) -> int:

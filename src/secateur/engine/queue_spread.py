@@ -78,7 +78,7 @@ class Spread:
             self._close()
 
     def _start(self) -> None:
-        threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, len(os.sched_getaffinity(0)) // self.count))
+        threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // self.count))
         # A session of its own: Ctrl-C in a terminal reaches this process only, which tells each worker once.
         process = subprocess.Popen(
             [sys.executable, "-m", "secateur.engine.queue_worker"],

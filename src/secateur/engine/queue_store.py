@@ -148,18 +148,17 @@ class Store:
                     continue
             self.discard(mine)
         if not mine.exists():
-            mine.mkdir(parents=True)
+            with _reaching(mine):
+                mine.mkdir(parents=True)
             write_json(mine / _BEGUN, {"stage": name})
         return mine
 
     def discard(self, private: Path) -> None:
         """Throw a private folder away; its name goes first, so that nobody takes over what is half gone."""
         gone = private.with_name(f"{_GONE}{private.name}.{time.time_ns()}")
-        try:
+        with _reaching(private), contextlib.suppress(FileNotFoundError):
             os.rename(private, gone)
-        except FileNotFoundError:
-            return
-        shutil.rmtree(gone, ignore_errors=True)
+            shutil.rmtree(gone, ignore_errors=True)
 
     def publish(self, name: str, private: Path, lease: Lease, seconds: float) -> bool:
         """Give a finished stage its name in the store, in one step; False when it was there, and ours is dropped.
@@ -172,14 +171,10 @@ class Store:
         told = {"format": "secateur.stage/1", "stage": name, "attempt": attempt, "host": owner.host, "pid": owner.pid}
         write_json(private / name / STAGE, {**told, "seconds": round(seconds, 3)})
         self.log(owner, "publishing", name, attempt=attempt)
-        try:
+        with _reaching(target):
             target.parent.mkdir(exist_ok=True)
             first = self._rename(private / name, target, attempt)
             _flush(target.parent)
-        except OSError as error:
-            raise FileError(
-                f"cannot write {target}: {error.strerror or error}. Free some space, or mend it."
-            ) from error
         self.log(owner, "published" if first else "dropped", name, attempt=attempt)
         for left in self._left(name):
             self.discard(left)
@@ -223,12 +218,10 @@ class Store:
         """Append a line to this process's own log; no two processes write in one file."""
         path = self.folder / "log" / f"{owner.token}.jsonl"
         line = json.dumps({"event": event, "stage": name, "host": owner.host, "pid": owner.pid, **more}) + "\n"
-        try:
+        with _reaching(path):
             path.parent.mkdir(exist_ok=True)
             with open(path, "ab") as file:
                 file.write(line.encode())
-        except OSError as error:
-            raise FileError(f"cannot write {path}: {error.strerror or error}. Free some space.") from error
 
     def events(self) -> list[dict[str, Any]]:
         """All whole lines of all logs, each process's in order."""
@@ -268,6 +261,17 @@ def publications(events: Iterable[Mapping[str, Any]], store: Store) -> dict[str,
         if row.get("event") == "published" or there:
             found.setdefault(name, set()).add(attempt)
     return {name: sorted(attempts) for name, attempts in found.items()}
+
+
+@contextlib.contextmanager
+def _reaching(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise FileError(
+            f"cannot write {path}: {error.strerror or error}. Free some space or allow it, or choose another folder "
+            "with `--queue`."
+        ) from error
 
 
 def _sound(folder: Path) -> bool:

@@ -26,8 +26,9 @@ DEATHS = 3
 _LOOKING = frozenset(kind.do for kind in LOOKING)
 
 Heard = Callable[[str, Stage, Mapping[str, Any]], None]
-"""Called with an event (``begun``, ``published``, ``dropped``, ``lost`` or ``failed``), its stage and what there is to
-tell: ``recipes`` and, where known, ``seconds`` and ``text``."""
+"""Called with an event (``begun``, ``published``, ``dropped``, ``lost``, ``failed``, or ``waits`` where others are at
+work on all that could be done), its stage and what there is to tell: ``recipes`` and, where known, ``seconds`` and
+``text``."""
 
 
 @dataclass(frozen=True)
@@ -189,10 +190,16 @@ class Worker:
         self.store.sweep(self._wanted)
         enqueue(self.store, self.asked)
         self.store.log(self.leases.owner, "came", "")
+        idle = False
         try:
             while todo := self._open():
-                if not any(self._try(stage) for stage in todo):
-                    time.sleep(min(1.0, self.leases.seconds / 4))
+                if any(self._try(stage) for stage in todo):
+                    idle = False
+                    continue
+                if not idle:
+                    self._hear("waits", todo[0])
+                idle = True
+                time.sleep(min(1.0, self.leases.seconds / 4))
         finally:
             self.store.sweep(self._wanted)
             enqueue(self.store, self.asked)
