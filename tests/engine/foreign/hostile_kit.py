@@ -859,6 +859,11 @@ def name_with_a_slip(folder):
     return folder / "wieghts.safetensors"
 
 
+@case("x1b.2J.* does not exist")
+def name_that_clears_the_screen(folder):
+    return folder / "a\x1b[2Jb"
+
+
 @case("does not exist: there is no folder")
 def folder_missing(folder):
     return folder / "no" / "a.pt"

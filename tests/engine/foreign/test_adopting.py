@@ -377,7 +377,7 @@ def test_plain_weights_without_a_class(tmp_path):
     masks = Masks.load(tmp_path / "out" / "masks.safetensors")
     assert list(masks) == ["fc1.weight"] and torch.equal(masks["fc1.weight"], net.fc1.weight != 0)
     assert done.zeros == sum(int((t == 0).sum()) for t in net.state_dict().values())
-    again = adopt(tmp_path / "out" / "weights.safetensors", tmp_path / "whole", SMALL)
+    again = adopt(tmp_path / "out", tmp_path / "whole", SMALL)
     assert any("masks.safetensors" in note for note in again.notes)
     same_outputs(tmp_path / "whole", net, (1, 6, 6))
 

@@ -462,3 +462,21 @@ def test_other_kinds_are_named(tmp_path):
     for name, words in (("a.gguf", "GGUF"), ("a.h5", "HDF5"), ("a.npz", "not one of torch.save")):
         with pytest.raises(FileError, match=words):
             read(pathlib.Path(tmp_path / name))
+
+
+def test_the_cache_of_hugging_face_consists_of_links(tmp_path):
+    """Shards are links to files elsewhere; what they lead to must be safetensors."""
+    shards = [{"a.weight": random(3, 4)}, {"b.weight": random(2, 3, seed=1)}]
+    real = folder_of(tmp_path / "blobs", shards)
+    cache = tmp_path / "snapshots" / "main"
+    cache.mkdir(parents=True)
+    for file in real.iterdir():
+        (cache / file.name).symlink_to(file)
+
+    found = read(cache)
+
+    same(found.tensors, {**shards[0], **shards[1]})
+    found.write(tmp_path / "copy", changed(found.tensors))
+    assert not any(p.is_symlink() for p in (tmp_path / "copy").iterdir())
+    assert json.loads((tmp_path / "copy" / "config.json").read_text()) == {"model_type": "own"}
+    same(load_file(real / "model-00001-of-00002.safetensors"), shards[0])

@@ -33,8 +33,8 @@ from secateur.nets import build
 LIMIT = 1e-3
 """Largest difference of outputs from those of ONNX Runtime, relative to the largest output."""
 _LACKS = (
-    "structure.json: no class was given, so `secateur.load` needs none and cannot build a network; load "
-    "weights.safetensors into yours, or adopt weights.safetensors again with --net"
+    "structure.json: no class was given, so `secateur.load` cannot build the network; load weights.safetensors into "
+    "yours, or adopt the folder again with --net"
 )
 
 
@@ -124,7 +124,8 @@ def adopt(path: Path, out: Path | None, network: Network | None = None, entry: s
         raise FileError(f"{path} is a folder of this library already; use it as it is, `secateur.load({str(path)!r})`.")
     if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileError(f"{out} is there already; name a new folder with `-o`.")
-    found = read(path)
+    # What was adopted without a class has its weights, and the masks beside them.
+    found = read(path / WEIGHTS if (path / CARD).is_file() and (path / WEIGHTS).is_file() else path)
     orphan = gather(found, entry)
     weights = {name: t for name, t in orphan.tensors.items() if found.stored.get(name) != "constant node"}
     check_finite({name: tensor for name, tensor in weights.items() if tensor.is_floating_point()})

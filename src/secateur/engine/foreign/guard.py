@@ -30,7 +30,13 @@ _DEEPEST = "it is nested too deeply"
 
 def refusal(path: Path, what: str, cure: str = "Get the file again, or restore a copy.") -> FileError:
     """The error for a file that is not believed: the file, what is wrong, and the cure."""
-    return FileError(f"{path}: {what}. {cure}")
+    return FileError(f"{told(path)}: {what}. {cure}")
+
+
+def told(path: Path) -> str:
+    """A path as it can be printed: a name may hold anything, and a terminal obeys control characters."""
+    text = str(path)
+    return text if text.isprintable() else ascii(text)
 
 
 @contextlib.contextmanager
@@ -45,7 +51,9 @@ def contained(path: Path, did: str = "read") -> Iterator[None]:
     except FileError:
         raise
     except OSError as error:
-        raise FileError(f"{path} cannot be {did}: {error.strerror or error}. Check the path and its rights.") from error
+        raise FileError(
+            f"{told(path)} cannot be {did}: {error.strerror or error}. Check the path and its rights."
+        ) from error
     except RecursionError as error:
         raise refusal(path, _DEEPEST) from error
     except MemoryError as error:
@@ -64,11 +72,13 @@ def opened(path: Path) -> Iterator[Open]:
         FileError: when there is none, it is something else, is empty, or may not be read.
     """
     if not path.exists() and not path.is_symlink():
-        raise FileError(f"{path} does not exist{_near(path)}. Check the path.")
+        raise FileError(f"{told(path)} does not exist{_near(path)}. Check the path.")
     try:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     except OSError as error:
-        raise FileError(f"{path} cannot be read: {error.strerror or error}. Check the path and its rights.") from error
+        raise FileError(
+            f"{told(path)} cannot be read: {error.strerror or error}. Check the path and its rights."
+        ) from error
     with os.fdopen(descriptor, "rb") as file:
         found = os.fstat(file.fileno())
         if not stat.S_ISREG(found.st_mode):
@@ -82,9 +92,9 @@ def _near(path: Path) -> str:
     import difflib
 
     if not path.parent.is_dir():
-        return f": there is no folder {path.parent}"
+        return f": there is no folder {told(path.parent)}"
     close = difflib.get_close_matches(path.name, sorted(p.name for p in path.parent.iterdir()), n=1)
-    return f"; did you mean {path.parent / close[0]}?" if close else ""
+    return f"; did you mean {told(path.parent / close[0])}?" if close else ""
 
 
 def size_of(file: Open) -> int:
