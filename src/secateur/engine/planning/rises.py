@@ -23,6 +23,7 @@ from secateur.criteria.magnitude import Magnitude
 from secateur.engine.planning.changes import Solved, Zeros, mask_of, zeros
 from secateur.engine.planning.pieces import PIECE, few
 from secateur.engine.planning.probing import Law, Losses, Probe, fit, frontier
+from secateur.engine.planning.roots import CLASSES
 from secateur.engine.planning.shares import shares
 from secateur.engine.planning.solved import solved
 from secateur.probes.cost import weight_costs
@@ -36,8 +37,8 @@ AIMS = (0.1, 0.4, 0.03, 0.2, 0.8, 0.06, 0.3, 0.015)
 """Rises of the loss that measured choices are aimed at, in turn."""
 
 WORK = (8e10, 4.5e11)
-"""Multiply-adds of a forward pass over the examples that shares are taken from, and of all measured choices together,
-at most (but 8 examples)."""
+"""Multiply-adds that shares may take, counted as forward passes and backward passes alike, and all measured choices
+together (but for 8 examples each)."""
 
 POWER = 3.0
 """Of the pruned part, above the first rung: the squares of the smallest of evenly spread weights add up to its cube."""
@@ -49,8 +50,8 @@ class Rises:
 
     Args:
         densities: the rungs, falling.
-        layers: for each tensor and pattern (as it prints) the second-order rise of the loss at each rung; never
-            falling from rung to rung. A pattern that prescribes its density (N:M) has the same at all of them.
+        layers: for each tensor and pattern (as it prints) the rise of the loss at each rung when nothing else is
+            pruned; never falling from rung to rung. A pattern that prescribes its density (N:M) has the same at all of them.
         law: from a sum of these to the true rise.
         probes: the whole choices that were measured for it.
         examples: examples behind the shares, and behind the measured choices.
@@ -137,9 +138,9 @@ def loss_rises(
 ) -> Rises:
     """Forecast what pruning does to the loss, for every layer, pattern and density; nothing is changed.
 
-    A share is the rise of the loss to second order when one layer alone is pruned. From the sum of the shares of a
-    whole choice the rise is forecast by a law that a few choices that are measured, on examples that the
-    shares did not see where there are any.
+    A share is the rise of the loss when one layer alone is pruned, as if the layers behind it were linear. From the
+    sum of the shares of a whole choice the rise is forecast by a law that a few choices tell, measured on examples that
+    the shares did not see where there are any.
 
     Args:
         task: network, loss (mean over examples) and data.
@@ -221,12 +222,14 @@ def _scores(task: Task, weights: Named, criterion: Criterion | None) -> Named:
 
 
 def _effort(task: Task, examples: int, probes: int) -> tuple[int, int, int]:
-    """Examples and directions for each, and examples to measure on: a short forward pass gives more."""
+    """Examples, backward passes for each, and examples to measure on: a short forward pass gives more of them."""
     macs = max(1, sum(cost * task.params()[name].numel() for name, cost in weight_costs(task).items()))
-    count = min(examples, max(8, int(WORK[0] // macs)))
+    passes = WORK[0] / macs
+    draws = CLASSES if passes >= 32 * CLASSES else max(1, min(4, int(passes // 32)))
+    count = min(examples, max(8, int(passes // draws)))
     count = count // PIECE * PIECE or count
     seen = min(2 * examples, max(8, int(WORK[1] // (macs * (probes + 1)))))
-    return count, max(1, min(4, int(WORK[0] // (macs * count)))), seen
+    return count, draws, seen
 
 
 def _options(
@@ -275,13 +278,13 @@ def _probed(
     every = sum(weights[name].numel() for name in options)
     random, measured, found = stream(seed, "planning", "probes"), Losses(task), list[Probe]()
     for i in range(probes):
-        law = fit(found)
+        level = fit(found).inverse(AIMS[i % len(AIMS)])
         sizes = {n: weights[n].numel() / every if i % 4 < 2 else 1 / len(options) for n in options}
         favour = {
-            n: {p: math.exp(float(torch.randn((), generator=random))) if i % 2 else 1.0 for p in option.rungs}
+            n: {p: math.exp(2.0 * float(torch.randn((), generator=random))) if i % 2 else 1.0 for p in option.rungs}
             for n, option in options.items()
         }
-        choice = frontier(shares_of, kept, law.inverse(AIMS[i % len(AIMS)]), favour, sizes)
+        choice = frontier(shares_of, kept, level, favour, sizes)
         if choice:
             share = math.fsum(shares_of[n][p][i] for n, (p, i) in choice.items())
             found.append(measured.probe(share, _replaced(choice, options, weights)))

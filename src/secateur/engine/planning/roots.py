@@ -1,8 +1,9 @@
-"""A random direction of a network's output whose square has the curvature of the loss as its mean."""
+"""Directions of a network's output, and what moving along them does to the loss beyond its slope."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,6 +15,59 @@ from secateur.core.losses import CrossEntropy
 
 MOST = 256
 """Outputs of an example of which the curvature of a loss that is not known here is taken as a matrix."""
+
+
+MOST_DRAWS = 4
+"""Random directions of an example, beyond which they tell little more."""
+
+CLASSES = 16
+"""Classes that are few enough for a backward pass each."""
+
+
+@dataclass(frozen=True)
+class Directions:
+    """Directions of the output, and how far along them becomes a rise.
+
+    Args:
+        along: each of the output's shape.
+        p: the probabilities of the classes where each class is a direction of its own; else None, and the directions
+            are random ones as of :func:`root`.
+    """
+
+    along: Sequence[Tensor]
+    p: Tensor | None = None
+
+    def rises(self, moved: Sequence[Tensor]) -> Tensor:
+        """Sum over the examples of the rise of their losses, but for the slope.
+
+        Args:
+            moved: for each direction, how far each example moves under each option, ``(examples, options)``.
+        """
+        every = torch.stack(list(moved))
+        if self.p is None:
+            return every.square().sum(1).mean(0) / 2
+        p = self.p.T.unsqueeze(2).to(every.device, every.dtype)  # the divergence of the probabilities before from after
+        return (torch.logsumexp(every + p.log(), 0) - (p * every).sum(0)).clamp(min=0).sum(0)
+
+
+def directions(
+    loss: Callable[[Any, Any], Tensor], output: Any, target: Any, draws: int, random: torch.Generator
+) -> Directions:
+    """Of the output of some examples: one for each class if they are at most ``draws``, else so many random ones.
+
+    Args:
+        loss: as for :func:`root`.
+        output: likewise.
+        target: likewise.
+        draws: backward passes that may be made.
+        random: for random ones.
+    """
+    few = isinstance(output, Tensor) and output.dim() == 2 and output.shape[1] <= draws
+    if few and _classes(loss, output, target) == 1:
+        p = output.detach().double().softmax(1)
+        units = torch.eye(output.shape[1], dtype=output.dtype, device=output.device)
+        return Directions([unit.expand_as(output) for unit in units], p)
+    return Directions([root(loss, output, target, random) for _ in range(min(draws, MOST_DRAWS))])
 
 
 def root(loss: Callable[[Any, Any], Tensor], output: Any, target: Any, random: torch.Generator) -> Tensor:

@@ -1,9 +1,11 @@
-"""The second-order rise of the loss under every option of every layer, from one forward and a few backward passes.
+"""The rise of the loss under every option of every layer by itself, from one forward and a few backward passes.
 
-A layer is linear in its weights, so a change D of the weights moves an example's loss along ``G · D``, with G the
-example's gradient. Where the gradient is that of a random direction ``u`` of the output with ``E[u uᵀ] = H`` (see
-:mod:`secateur.engine.planning.roots`), half the mean square of ``G · D`` is the rise of the loss to second order.
-All options of a layer are columns of one matrix, so they cost one product more.
+A layer is linear in its weights, so a change D of the weights moves an example's output along a direction u by
+``G · D``, with G the example's gradient along u, as far as the layers behind it are linear too. Where classes are few,
+each is such a direction, and the rise is the divergence between the class probabilities before and after. Else u is
+random with ``E[u uᵀ] = H``, and half the mean square of ``G · D`` is the rise to second order. All options of a layer
+are columns of one matrix, so they cost one product more. The slope of the loss is left out: on other examples it is
+noise.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from secateur.core.names import owners
 from secateur.core.streams import stream
 from secateur.core.task import Task, call, frozen, recurrent
 from secateur.engine.planning.pieces import pieces
-from secateur.engine.planning.roots import root
+from secateur.engine.planning.roots import directions
 from secateur.linalg.products import per_example_gradients
 
 _MEMORY = 1 << 26
@@ -48,10 +50,10 @@ class Options(Protocol):
 
 @dataclass(frozen=True)
 class Shares:
-    """Second-order rises.
+    """Rises of the loss.
 
     Args:
-        rises: for each tensor the rise of the loss under each of its options.
+        rises: for each tensor the rise under each of its options.
         examples: how many examples they come from.
     """
 
@@ -60,21 +62,21 @@ class Shares:
 
 
 def shares(task: Task, options: Mapping[str, Options], examples: int, draws: int = 1, seed: int = 0) -> Shares:
-    """Rises of the loss to second order, each option by itself.
+    """Rises of the loss, each option by itself.
 
     Args:
         task: network, loss and data; the network is left as it was.
         options: by tensor.
         examples: how many of the first examples to use, at most.
-        draws: random directions for each example.
-        seed: of the directions.
+        draws: backward passes for each example, at most.
+        seed: of random directions.
 
     Raises:
         ModelError: when the network changes a layer's inputs in place, gives no tensor, or cannot be differentiated.
         DataError: when the data is empty or spent.
 
-    Cost: a forward pass over the examples and ``draws`` backward passes, each as long again for the gradients of the
-    examples; memory of the activations of 16 examples.
+    Cost: a forward pass over the examples and up to ``draws`` backward passes, each as long again for the gradients of
+    the examples; memory of the activations of 16 examples.
     """
     places = {name: _called(name, owners(task.model)[name]) for name in options}
     layers = {name: modules for name, modules in places.items() if modules}
@@ -87,13 +89,12 @@ def shares(task: Task, options: Mapping[str, Options], examples: int, draws: int
             heard = _Heard(options, n)
             with torch.enable_grad(), _listening(layers, heard):
                 output = call(task.model, inputs, weights)
-            directions = [root(task.loss, output, target, random) for _ in range(draws)]
-            _backward(output, directions, heard)
-            for name, total in heard.squares(draws).items():
-                sums[name] += total
-            for name, total in _others(task, options, set(options) - heard.found, inputs, directions).items():
-                sums[name] += total
-    return Shares({name: total / (2 * count * draws) for name, total in sums.items()}, count)
+            made = directions(task.loss, output, target, draws, random)
+            _backward(output, made.along, heard)
+            _others(task, options, set(options) - heard.found, inputs, made.along, heard)
+            for name, moved in heard.along.items():
+                sums[name] += made.rises(moved)
+    return Shares({name: total / count for name, total in sums.items()}, count)
 
 
 def _called(name: str, holders: Sequence[nn.Module]) -> list[nn.Module]:
@@ -112,7 +113,6 @@ class _Heard:
     def __init__(self, options: Mapping[str, Options], count: int) -> None:
         self.options, self.count = options, count
         self.along: dict[str, list[Tensor]] = {}
-        self.draw = 0
 
     @property
     def found(self) -> set[str]:
@@ -121,7 +121,7 @@ class _Heard:
     def begin(self) -> None:
         """Before the backward pass of a further direction."""
         for name, every in self.along.items():
-            every.append(torch.zeros(self.count, self.options[name].width))
+            every.append(torch.zeros(self.count, self.options[name].width, dtype=torch.float64))
 
     def add(self, name: str, module: nn.Module, x: Tensor, slope: Tensor) -> None:
         """The gradient of a layer's output arrives."""
@@ -129,10 +129,6 @@ class _Heard:
         total = self.along[name][-1]
         for rows, gradients in _gradients(module, x, slope, self.count, options.width):
             total += (gradients @ options.columns(rows).to(gradients.dtype)).to(total.device, total.dtype)
-
-    def squares(self, draws: int) -> dict[str, Tensor]:
-        """Sums over the examples and the directions."""
-        return {name: torch.stack(every).double().square().sum((0, 1)) for name, every in self.along.items()}
 
 
 @contextlib.contextmanager
@@ -144,9 +140,9 @@ def _listening(layers: Mapping[str, Sequence[nn.Module]], heard: _Heard) -> Iter
             heard.along.setdefault(name, [])
             x = inputs[0].detach()
             version = x._version
-            begins = not output.requires_grad
-            if begins:
-                output = output.requires_grad_().clone()  # a leaf must not be changed in place, and ReLU may
+            fresh = not output.requires_grad or output._is_view()
+            if fresh:  # ReLU may change it in place: no leaf allows that, and the hook of a view would be lost
+                output = output.requires_grad_().clone()
 
             def arrives(slope: Tensor) -> None:
                 if x._version != version:
@@ -158,7 +154,7 @@ def _listening(layers: Mapping[str, Sequence[nn.Module]], heard: _Heard) -> Iter
                     heard.add(name, module, x, slope)
 
             output.register_hook(arrives)
-            return output if begins else None
+            return output if fresh else None
 
         return listen
 
@@ -170,13 +166,13 @@ def _listening(layers: Mapping[str, Sequence[nn.Module]], heard: _Heard) -> Iter
             handle.remove()
 
 
-def _backward(output: Tensor, directions: Sequence[Tensor], heard: _Heard) -> None:
-    if not output.requires_grad:
-        return
-    for direction in directions:
+def _backward(output: Tensor, along: Sequence[Tensor], heard: _Heard) -> None:
+    for i, direction in enumerate(along):
         heard.begin()
+        if not output.requires_grad:
+            continue
         try:
-            output.backward(direction, retain_graph=direction is not directions[-1])
+            output.backward(direction, retain_graph=i + 1 < len(along))
         except RuntimeError as error:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
@@ -215,18 +211,22 @@ def _one_by_one(module: Any, x: Tensor, slope: Tensor) -> Tensor:
 
 
 def _others(
-    task: Task, options: Mapping[str, Options], names: set[str], inputs: Any, directions: Sequence[Tensor]
-) -> dict[str, Tensor]:
+    task: Task,
+    options: Mapping[str, Options],
+    names: set[str],
+    inputs: Any,
+    along: Sequence[Tensor],
+    heard: _Heard,
+) -> None:
     """Tensors that are used in another way than by such a layer: the gradients of the examples one tensor at a time."""
-    own, found = task.params(), {}
+    own = task.params()
     for name in sorted(names):
         everything = Masks({name: torch.ones_like(own[name], dtype=torch.bool)})
-        found[name] = torch.zeros(options[name].width, dtype=torch.float64)
-        for direction in directions:
-            along = replace(task, loss=_along, data=[(inputs, direction)])
-            for rows in per_example_gradients(along, everything):
-                found[name] += (rows @ options[name].columns(slice(None)).to(rows.dtype)).double().square().sum(0).cpu()
-    return found
+        columns, heard.along[name] = options[name].columns(slice(None)), []
+        for direction in along:
+            scaled = replace(task, loss=_along, data=[(inputs, direction)])
+            rows = [rows @ columns.to(rows.dtype) for rows in per_example_gradients(scaled, everything)]
+            heard.along[name].append(torch.cat(rows).double().cpu())
 
 
 def _along(output: Tensor, direction: Tensor) -> Tensor:
