@@ -506,6 +506,23 @@ def test_a_failure_is_told_its_followers_wait_others_go_on_and_retry_tries_again
     assert ends == {first: "failed", found["late", 2]["stage"]: "published"}
 
 
+def test_the_state_tells_who_is_at_work_since_when(store):
+    made = worker(store, a=table())
+    other = Leases(store.leases)
+    before = other.now()
+    lease = other.take(made.asked[0].stages[0].name)
+
+    first, second, _ = rows(made)
+
+    assert first["state"] == "at work" and first["by"] == f"{other.owner.host}:{os.getpid()}"
+    assert before <= first["since"] <= other.now() and first["seconds"] >= 0
+    assert second["state"] == "waits" and not second["behind"]
+    lease.path.write_text("{")
+    assert rows(made)[0]["by"] == "unknown"
+    lease.give_back()
+    assert rows(made)[0]["state"] == "ready"
+
+
 def test_a_stage_that_takes_its_processes_with_it_fails_in_the_end(store):
     made = worker(store, a=table())
     name = made.asked[0].stages[0].name
