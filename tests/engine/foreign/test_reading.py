@@ -480,3 +480,20 @@ def test_the_cache_of_hugging_face_consists_of_links(tmp_path):
     assert not any(p.is_symlink() for p in (tmp_path / "copy").iterdir())
     assert json.loads((tmp_path / "copy" / "config.json").read_text()) == {"model_type": "own"}
     same(load_file(real / "model-00001-of-00002.safetensors"), shards[0])
+
+
+def test_a_state_dict_with_other_things_beside_its_tensors(tmp_path):
+    """What is no tensor is told, and written back as it was."""
+    whole = {"w": random(2, 2), "settings": {"depth": 3, "names": ["a", "b"]}, "epoch": 4}
+    torch.save(whole, tmp_path / "a.pt")
+
+    found = read(tmp_path / "a.pt")
+    found.write(tmp_path / "b.pt", {"w": random(2, 2, seed=1)})
+
+    assert set(found.left) == {"settings.depth", "settings.names", "epoch"}
+    back = torch.load(tmp_path / "b.pt", weights_only=True)
+    same({"w": back.pop("w")}, {"w": random(2, 2, seed=1)})
+    assert back == {"settings": {"depth": 3, "names": ["a", "b"]}, "epoch": 4}
+    torch.save({"w": random(2, 2), "more": {"v": random(2)}}, tmp_path / "c.pt")
+    with pytest.raises(FileError, match="tables within tables"):
+        read(tmp_path / "c.pt").write(tmp_path / "d.pt", {"w": random(2, 2), "more.v": random(2)})

@@ -233,9 +233,10 @@ def write(source: Foreign, path: Path, tensors: dict[str, Tensor]) -> None:
         shared = one is not None and one.shape == tensor.shape and bool(torch.equal(one, tensor))
         made[name] = one if shared and one is not None else tensor.detach().cpu().clone()
     place: Any = whole
-    for part in source.facts["under"].split(".") if source.facts["under"] else []:
-        place = place[part]
-    if any(isinstance(value, Mapping) for value in place.values()) or not all(isinstance(key, str) for key in place):
+    under = source.facts["under"]
+    for part in [under] if under in whole else under.split("."):
+        place = place[part] if part else place
+    if any(_nested(value) for value in place.values()) or not all(isinstance(key, str) for key in place):
         raise FileError(
             f"{source.path} holds tables within tables, which cannot be written back. "
             "Save its `state_dict` alone, or as safetensors."
