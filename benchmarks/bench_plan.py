@@ -4,10 +4,11 @@ Run: ``python benchmarks/bench_plan.py [--net resnet20 ...] [--plans 50] [--batc
 [--write docs/results/plan.jsonl]``. The cost of each network is measured first (or read from the table of
 ``$SECATEUR_CACHE``). Then plans are drawn: each layer gets one of the patterns and a density between 0.005 and 1,
 log-uniform, and one in five stays as it is. A plan is written to disk, opened as a fresh session and timed in turn with
-the network as it is; the lower quartile of its calls counts. The forecast should lie within 20 % of it in nine of ten
-plans. Two figures are given: as the clock said, and at the pace that the machine had when the cost was measured, told
-by the network as it is. Rows that are in the file already, of the same core, are not measured again. The zeros are
-random, and so are the weights.
+the network as it is; the lower quartile of its calls counts. Calls during which another process was given the
+processor do not count; with one thread such a call is told by the processor's own time. The forecast should lie within
+20 % of it in nine of ten plans. Two figures are given: as the clock said, and at the pace that the machine had when the
+cost was measured, told by the network as it is. Rows that are in the file already, of the same core, are not measured
+again. The zeros are random, and so are the weights.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from secateur.engine.planning.clocks import clocked, steady
 from secateur.engine.planning.costs import NetworkCost, network_cost, random_plans
 from secateur.engine.planning.table import Machine
 from secateur.engine.planning.variants import Variants
@@ -72,15 +74,13 @@ def quartile(times: Sequence[float]) -> float:
     return float(np.percentile(times, 25))
 
 
-def clocked(session: Session, arrays: Sequence[np.ndarray], least: int = 1, ms: float = 3.0) -> list[float]:
-    """Milliseconds of some calls after one that warms the caches: more of short ones."""
-    times: list[float] = []
+def turn(session: Session, arrays: Sequence[np.ndarray], threads: int, least: int = 1) -> list[tuple[float, bool]]:
+    """Some calls after one that warms the caches, more of short ones: milliseconds, and whether one was disturbed."""
+    calls: list[tuple[float, bool]] = []
     session(*arrays)
-    while len(times) < least or sum(times) < ms and len(times) < 30:
-        began = time.perf_counter_ns()
-        session(*arrays)
-        times.append((time.perf_counter_ns() - began) / 1e6)
-    return times
+    while len(calls) < least or sum(ms for ms, _ in calls) < 3.0 and len(calls) < 30:
+        calls.append(clocked(lambda: session(*arrays), threads))
+    return calls
 
 
 def plan_rows(
@@ -91,12 +91,12 @@ def plan_rows(
     with variants.as_it_is() as base:
         for number in numbers:
             with variants.session(plans[number], number) as session:
-                mine: list[float] = []
-                theirs: list[float] = []
+                mine: list[tuple[float, bool]] = []
+                theirs: list[tuple[float, bool]] = []
                 for _ in range(rounds):
-                    theirs += clocked(base, variants.arrays)
-                    mine += clocked(session, variants.arrays, least=2)
-            ms, reference = quartile(mine), quartile(theirs)
+                    theirs += turn(base, variants.arrays, cost.threads)
+                    mine += turn(session, variants.arrays, cost.threads, least=2)
+            ms, reference = quartile(steady(mine)), quartile(steady(theirs))
             kept = [density for _, density in plans[number].values()]
             yield {
                 "part": "ms", "net": name, "plan": number, "threads": cost.threads, "batch": cost.batch,

@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from secateur.runtime import planfile
 from secateur.runtime.graph import Graph, InputSpec, Node, WeightSpec
 from secateur.runtime.session import Session
 
-__all__ = ["Timing", "in_turn", "reference_session"]
+__all__ = ["Timing", "clocked", "in_turn", "reference_session", "steady"]
 
 LEAST_ROUNDS, MOST_ROUNDS = 5, 25
 SHORT = 1.0  # milliseconds: calls that take less are repeated within a turn
@@ -26,34 +27,45 @@ QUARTILE = 25  # of the times: what a call takes when nothing else runs, without
 class Timing:
     """What the clock said of one version.
 
-    A layer's share of a call is taken within each call, where the machine's pace cancels out; milliseconds are the
-    shares of an unprofiled call.
+    Steps are short, so that few of their times are disturbed; how they divide a call is read off their lower quartiles,
+    and milliseconds are shares of an unprofiled call.
 
     Attributes:
-        whole: Milliseconds of calls, unprofiled.
-        shares: Tensor to the share that its layer took of all steps, in each profiled call.
-        gaps: Milliseconds of the profiled calls outside of all steps.
+        whole: Milliseconds of calls, unprofiled, and whether something disturbed the call.
+        layers: Tensor to milliseconds of its layer in each profiled call.
+        rest: Of all other steps.
+        gaps: Of the profiled calls outside of all steps.
     """
 
-    whole: list[float] = field(default_factory=list)
-    shares: dict[str, list[float]] = field(default_factory=dict)
+    whole: list[tuple[float, bool]] = field(default_factory=list)
+    layers: dict[str, list[float]] = field(default_factory=dict)
+    rest: list[float] = field(default_factory=list)
     gaps: list[float] = field(default_factory=list)
 
     def ms(self) -> float:
         """Milliseconds of a call."""
-        return _low(self.whole)
+        return _low(steady(self.whole))
 
     def layer(self, name: str) -> float:
         """Milliseconds of one layer."""
-        return float(np.median(self.shares[name])) * max(0.0, self.ms() - _low(self.gaps))
+        return self._milliseconds[name]
+
+    @cached_property
+    def _milliseconds(self) -> dict[str, float]:
+        lows = {name: _low(times) for name, times in self.layers.items()}
+        inside = max(0.0, self.ms() - (_low(self.gaps) if self.gaps else 0.0))
+        steps = max(_low(self.rest) + sum(lows.values()), 1e-9)
+        return {name: inside * ms / steps for name, ms in lows.items()}
 
     def times(self, factor: float) -> Timing:
         """The same at another pace."""
-        return Timing([factor * ms for ms in self.whole], self.shares, [factor * ms for ms in self.gaps])
+        layers = {name: [factor * ms for ms in times] for name, times in self.layers.items()}
+        rest, gaps = ([factor * ms for ms in times] for times in (self.rest, self.gaps))
+        return Timing([(factor * ms, by) for ms, by in self.whole], layers, rest, gaps)
 
     def others(self) -> float:
         """What a call takes beyond its layers."""
-        return max(0.0, self.ms() - sum(map(self.layer, self.shares)))
+        return max(0.0, self.ms() - sum(self._milliseconds.values()))
 
 
 def in_turn(
@@ -79,7 +91,7 @@ def in_turn(
     """
     labels = list(sessions)
     calls = {label: _calls(session, arrays) for label, session in sessions.items()}
-    timings = {label: Timing(shares={layer.tensor: [] for layer in sharing.layers}) for label in labels}
+    timings = {label: Timing(layers={layer.tensor: [] for layer in sharing.layers}) for label in labels}
     paces: list[float] = []
     jobs: list[float] = []
     began = time.perf_counter()
@@ -90,50 +102,74 @@ def in_turn(
                 break
             at = turn % len(labels)
             for label in labels[at:] + labels[:at]:
-                jobs.append(min(_clocked(job, [blank]) for _ in range(3)))
+                jobs.append(min(clocked(lambda: job(blank), 1)[0] for _ in range(3)))
                 _turn(sessions[label], arrays, sharing, timings[label], calls[label])
-            paces.append(min(timings[base].whole[-calls[base] :]))
+            paces.append(min(ms for ms, _ in timings[base].whole[-calls[base] :]))
     pace = [one / float(np.median(paces)) for one in paces]
-    for label in labels:
-        _steady(timings[label], np.repeat(pace, calls[label]))
+    for label, timing in timings.items():
+        each = np.repeat(pace, calls[label])
+        timing.whole = [(ms / by, flag) for (ms, flag), by in zip(timing.whole, each, strict=True)]
     return timings, _low(jobs)
 
 
 def _turn(session: Session, arrays: Sequence[np.ndarray], sharing: Sharing, timing: Timing, calls: int) -> None:
     """Calls of one session: some that warm the caches, some profiled, some not."""
     batch = len(arrays[0]) if arrays[0].ndim else 1
+    threads = int(session.explain(batch)["threads"])
     for _ in range(max(1, calls // 4)):
         session(*arrays)
     session.profile(True)
     for _ in range(calls):
-        taken = _clocked(session, arrays)
+        taken, _ = clocked(lambda: session(*arrays), threads)
         layers, rest = milliseconds(session.explain(batch), sharing)
-        steps = sum(layers.values()) + rest
-        timing.gaps.append(max(0.0, taken - steps))
+        timing.rest.append(rest)
         for name, ms in layers.items():
-            timing.shares[name].append(ms / max(steps, 1e-9))
+            timing.layers[name].append(ms)
+        steps = sum(layers.values()) + rest
+        if taken >= steps:  # else a step was disturbed, and there is no telling what lies between them
+            timing.gaps.append(taken - steps)
     session.profile(False)
     session(*arrays)
-    timing.whole += [_clocked(session, arrays) for _ in range(calls)]
+    timing.whole += [clocked(lambda: session(*arrays), threads) for _ in range(calls)]
 
 
-def _clocked(session: Session, arrays: Sequence[np.ndarray]) -> float:
-    began = time.perf_counter_ns()
-    session(*arrays)
-    return (time.perf_counter_ns() - began) / 1e6
+def clocked(act: Callable[[], object], threads: int) -> tuple[float, bool]:
+    """Milliseconds of one call, and whether something else took a processor from it meanwhile.
+
+    With one thread a disturbed call is told by the processor's time, which leaves out what others took.
+
+    Args:
+        act: The call.
+        threads: That it computes with.
+    """
+    switches = _switches()
+    began, own = time.perf_counter_ns(), time.thread_time_ns()
+    act()
+    took, spent = time.perf_counter_ns() - began, time.thread_time_ns() - own
+    disturbed = _switches() > switches
+    return (spent if disturbed and threads == 1 else took) / 1e6, disturbed and threads > 1
+
+
+def steady(calls: Sequence[tuple[float, bool]]) -> list[float]:
+    """The times of the calls that nothing disturbed; of all, where those are few."""
+    calm = [ms for ms, disturbed in calls if not disturbed]
+    return calm if len(calm) >= max(3, len(calls) // 8) else [ms for ms, _ in calls]
+
+
+def _switches() -> int:
+    """How often another process was given a processor that this one wanted; 0 where the system does not tell."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
 
 
 def _calls(session: Session, arrays: Sequence[np.ndarray]) -> int:
     """How many calls make a turn: more of the short ones."""
     session(*arrays)
-    once = min(_clocked(session, arrays) for _ in range(2))
+    once = min(clocked(lambda: session(*arrays), 1)[0] for _ in range(2))
     return max(5, min(20, int(3 * SHORT / once))) if once < SHORT else 2 if once < 20 * SHORT else 1
-
-
-def _steady(timing: Timing, pace: np.ndarray) -> None:
-    """Times as they would be at the median pace."""
-    timing.whole = list(np.asarray(timing.whole) / pace)
-    timing.gaps = list(np.asarray(timing.gaps) / pace)
 
 
 def _low(times: Sequence[float]) -> float:
