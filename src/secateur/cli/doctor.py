@@ -109,6 +109,8 @@ def _totals(report: Report, shown: int) -> None:
         speed = report.speed
         print(f"compiled, here, one example, {speed['threads']} thread: about {speed['ms']:.3g} ms "
               f"(dense {speed['dense_ms']:.3g} ms; within {speed['error']:.0%})")  # fmt: skip
+    elif report.speed.get("asked"):
+        print(f"speed here: {report.speed['why']}")
 
 
 def _tell(finding: Finding) -> None:

@@ -137,6 +137,24 @@ def test_a_folder(tmp_path):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
+def test_ties_that_a_folder_tells(tmp_path):
+    """Its two names of one tensor differ in a few values: known to be tied, whatever they hold."""
+    net = clinic.fresh("gpt_tiny")
+    secateur.save(tmp_path / "a", net)
+    state = clinic.state_of(net)
+    one, other = (name for name in state if state[name].shape == (40, 32))
+    state[other] = torch.where(state[other].abs() < state[other].abs().median(), 0.0, state[other])
+    save_file(state, tmp_path / "a" / "weights.safetensors")
+    seal(tmp_path / "a")
+
+    report = examine(tmp_path / "a")
+    done = mend(tmp_path / "a", tmp_path / "b")
+
+    assert clinic.kinds(report) == [("ties apart", (one, other), 40 * 32 // 2 - 1)]
+    assert report.findings[0].what.startswith("the network ties") and not done.report.findings
+    assert torch.equal(Artefact.open(tmp_path / "b").state()[one], state[other])
+
+
 def test_a_file_with_masks_beside_it(tmp_path):
     """A copy called weights.safetensors in a folder of its own gets its masks too."""
     net, good, _ = planted()

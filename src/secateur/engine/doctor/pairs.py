@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -23,8 +23,9 @@ _REVIVING = ("momentum_buffer", "exp_avg", "mu", "m")
 
 
 def _tied_names(subject: Subject) -> list[tuple[str, str]]:
-    """Pairs that must be equal: the network ties them."""
-    groups = list(aliases(subject.net).values()) if subject.net is not None else []
+    """Pairs that must be equal: the network ties them, or the folder says that it does."""
+    groups: list[Sequence[str]] = list(aliases(subject.net).values()) if subject.net is not None else []
+    groups += subject.ties if subject.net is None else ()
     names = [[name for name in group if name in subject.tensors] for group in groups]
     return [(group[0], other) for group in names for other in group[1:]]
 
@@ -75,7 +76,8 @@ def _winner(a: Tensor, b: Tensor) -> str:
 
 def _apart(subject: Subject) -> list[Finding]:
     known = _tied_names(subject)
-    pairs = known if subject.net is not None else list(_alike(subject))
+    told = {frozenset(pair) for pair in known}
+    pairs = known + ([pair for pair in _alike(subject) if frozenset(pair) not in told] if subject.net is None else [])
     found = []
     for one, other in pairs:
         a, b = subject.tensors[one], subject.tensors[other]
@@ -85,8 +87,8 @@ def _apart(subject: Subject) -> list[Finding]:
         sparse, dense = (one, other) if which == "first" else (other, one)
         why = f"`{sparse}` is pruned where `{dense}` is not" if which else "neither is the other one pruned"
         cure = f"`state[{dense!r}] = state[{sparse!r}]`" if which else "take both from one checkpoint"
-        tied = "the network ties" if subject.net is not None else "look tied:"
-        said = f"{tied} `{one}` and `{other}`, but" if subject.net is not None else f"`{one}` and `{other}` {tied}"
+        sure = frozenset((one, other)) in told
+        said = f"the network ties `{one}` and `{other}`, but" if sure else f"`{one}` and `{other}` look tied:"
         found.append(Finding(
             "ties apart", (one, other), f"{said} {count:,} of {a.numel():,} values differ; {why}", count, cure,
             bool(which),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from secateur.core.errors import SecateurError
+from secateur.engine.doctor.names import normalised
 from secateur.engine.doctor.norms import examples, network
 from secateur.engine.doctor.subject import Subject, zeros
 
@@ -16,29 +17,27 @@ def expected_speed(subject: Subject, threads: int = 1) -> dict[str, Any]:
 
     Returns:
         ``ms`` and ``dense_ms`` with their relative ``error``, ``threads`` and the ``layers``; or ``why`` it is not
-        known.
+        known, and whether it was ``asked`` for by naming network and data.
     """
     if subject.net is None or subject.data is None:
-        return {"why": "not known: shapes need the network and data, `--net NAME --data NAME`"}
-    try:
-        from secateur.engine.planning.costs import network_cost
-    except ImportError:
-        return {"why": UNKNOWN}
+        return {"asked": False, "why": "not known: shapes need the network and data, `--net NAME --data NAME`"}
+    from secateur.engine.planning.costs import network_cost
+
     net, batches = network(subject), examples(subject)
     example = next(iter(batches))[0][:1] if batches is not None else None
     try:
         cost = network_cost(net, example, threads=threads, measure=False)
     except SecateurError as error:
-        return {"why": f"not known: {str(error).splitlines()[0]}"}
+        return {"asked": True, "why": f"not known: {str(error).splitlines()[0]}"}
     if not cost.layers:
-        return {"why": UNKNOWN}
-    tensors = subject.tensors
+        return {"asked": True, "why": UNKNOWN}
+    tensors = normalised(subject).tensors
     density = {n: 1 - zeros(tensors[n]) / tensors[n].numel() for n in cost.layers if n in tensors}
     layers = {
         name: {
             "density": share,
             "ms": cost.at(name, "unstructured", share),
-            "dense_ms": cost.at(name, "unstructured", 1),
+            "dense_ms": cost.at(name, "unstructured", 1.0),
         }
         for name, share in density.items()
         if "unstructured" in cost.layers[name]
