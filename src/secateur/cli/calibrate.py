@@ -65,9 +65,9 @@ def _show(found: Calibration) -> None:
     for row in found.rows:
         print(f"{row['name']:<24} batch {row['batch']:<3} {row['layers']:>3} layers  {row['ms']:9.4f} ms as it is  "
               f"{row['measured']:>4} figures new  {row['seconds']:5.1f} s")  # fmt: skip
-    if found.error is not None:
-        print(f"a shape that is not measured is forecast within {found.error:.1%} (9 of 10 figures of "
-              f"{found.shapes} shapes, each held out)")  # fmt: skip
+    if found.error is not None and found.median is not None:
+        print(f"shapes that are not measured are forecast within {found.error:.1%} (9 of 10 figures; half within "
+              f"{found.median:.1%}), by {found.shapes} shapes held out in turn")  # fmt: skip
     for note in found.notes:
         print(note)
     print(f"table {found.path}" + ("; stopped: run it again to go on" if found.stopped else ""))

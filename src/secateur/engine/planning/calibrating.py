@@ -51,6 +51,7 @@ class Calibration:
         path: The file of the table.
         rows: One a network and batch: name, batch, threads, isa, ms, error, measured (figures), seconds, joules.
         error: Relative error that nine of ten figures stay within when a shape is forecast from the others.
+        median: That half of them stay within.
         shapes: How many shapes that was tried on.
         stopped: Whether it was ended early.
         notes: What a user may want to know.
@@ -59,6 +60,7 @@ class Calibration:
     path: str
     rows: list[dict[str, Any]] = field(default_factory=list)
     error: float | None = None
+    median: float | None = None
     shapes: int = 0
     stopped: bool = False
     notes: list[str] = field(default_factory=list)
@@ -164,7 +166,9 @@ def calibrate(
             found.notes += [f"{subject.name}: {name}: {why}" for name, why in cost.left.items()]
     if machine is not None:
         held = held_out(CostTable.open(cache), machine)
-        found.error, found.shapes = (None if math.isnan(held.error) else held.error), held.shapes
+        found.shapes = held.shapes
+        if not math.isnan(held.error):
+            found.error, found.median = held.error, held.median
     if subjects and not found.stopped:
         found.notes.append(_energy(subjects[0], batches[0], threads))
     if not torch.cuda.is_available():

@@ -25,11 +25,13 @@ class HeldOut:
 
     Attributes:
         error: Relative error that nine of ten figures stay within; NaN when fewer than two shapes are known.
+        median: Relative error that half of them stay within.
         shapes: How many were held out in turn.
         figures: How many figures were compared.
     """
 
     error: float
+    median: float
     shapes: int
     figures: int
 
@@ -133,7 +135,8 @@ def held_out(table: CostTable, machine: Machine) -> HeldOut:
             if forecast:
                 shapes.add(key)
                 errors += [abs(_between(forecast, density) / ratio - 1) for density, ratio in ratios.items()]
-    return HeldOut(float(np.percentile(errors, 90)) if errors else math.nan, len(shapes), len(errors))
+    high, middle = (float(np.percentile(errors, part)) if errors else math.nan for part in (90, 50))
+    return HeldOut(high, middle, len(shapes), len(errors))
 
 
 def _whole(points: Mapping[float, float], pattern: str, dense: Mapping[float, float], source: str) -> Curve:
