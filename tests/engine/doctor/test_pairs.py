@@ -109,6 +109,21 @@ def test_an_average_in_another_file(tmp_path):
     assert not report.fixable
 
 
+@pytest.mark.parametrize("start", ["ema.", "ema_model."])
+def test_an_average_among_the_weights(tmp_path, start):
+    """Told by its names."""
+    state, masks, ema = checkpoint("ema")
+    model = "model." if start == "ema_model." else ""
+    whole = {f"{model}{n}": t for n, t in state.items()} | {f"{start}{n}": t for n, t in ema["ema"].items()}
+
+    report = clinic.look(whole, tmp_path / "w.safetensors")
+
+    gone = {(f"{model}{name}",): int((~mask).sum()) for name, mask in masks.items()}
+    assert {f[1]: f[2] for f in clinic.kinds(report) if f[0] == "average not pruned"} == gone == {
+        f[1]: f[2] for f in clinic.kinds(report)
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW])
 def test_an_optimizer_that_revives(tmp_path, kind):
     """Momentum of before the pruning; the mended copy has none where weights are zero, and all of it elsewhere."""

@@ -27,6 +27,7 @@ from secateur.engine.recipe import Recipe
 from secateur.nets import build
 
 _AVERAGES = ("ema", "average", "avg", "shadow", "swa", "teacher")
+_STARTS = ("ema.", "model_ema.", "ema_model.")
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
@@ -72,7 +73,7 @@ def open_subject(path: Path, beside: Beside) -> tuple[Subject, Source]:
         subject = replace(subject, masks=read_masks(beside.masks), masked=True)
     if beside.ema is not None:
         averages = {**subject.averages, str(beside.ema): _tensors(beside.ema)}
-        subject = replace(subject, averages=averages, outside=frozenset({str(beside.ema)}))
+        subject = replace(subject, averages=averages, outside=subject.outside | {str(beside.ema)})
     if beside.dense is not None:
         dense = _tensors(beside.dense)
         new = plain_names(dense)
@@ -113,12 +114,25 @@ def _foreign(path: Path) -> tuple[Subject, Source]:
         for name, tensors in found.facts.get("others", {}).items()
         if any(word in name.lower() for word in _AVERAGES)
     }
+    within = _within(found.tensors)
     optimizer = found.facts.get("optimizer")
     subject = Subject(
-        path, found.kind, found.tensors, masks, masked, found.ties, averages,
+        path, found.kind, found.tensors, masks, masked, found.ties, {**averages, **within}, frozenset(within),
         optimizer=optimizer if isinstance(optimizer, Mapping) else None, stored=found.stored,
     )  # fmt: skip
     return subject, Source(None, found)
+
+
+def _within(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Averaged copies that lie among the weights themselves, told by how their names begin."""
+    found: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        for start in _STARTS:
+            rest = name.removeprefix(start)
+            place = next((place for place in (rest, f"model.{rest}") if rest != name and place in tensors), None)
+            if place is not None:
+                found.setdefault(start, {})[place] = tensor
+    return found
 
 
 def _by_name(average: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
