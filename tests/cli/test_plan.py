@@ -18,7 +18,17 @@ def planned(trained, tmp_path_factory):
     from secateur.cli.main import main
 
     path = tmp_path_factory.mktemp("plans") / "plan.json"
-    words = ["plan", str(trained), "--to", "params 30%", "--patterns", "unstructured,4x1", *QUICK, "-o", str(path)]
+    words = [
+        "plan",
+        str(trained),
+        "--to",
+        "params 30%",
+        "--patterns",
+        "unstructured,4x1",
+        "--no-measure",
+        "-o",
+        str(path),
+    ]
     assert main(words) == 0
     return path
 
@@ -73,7 +83,7 @@ def test_another_plan_in_the_same_file_is_another_step(call, dense, planned, tmp
 def test_channels_go_first_and_weights_after(call, dense, tmp_path):
     """One plan removes units and sets weights to zero; the folder loads as the smaller network."""
     path = tmp_path / "plan.json"
-    words = ["--to", "params 15%", "--patterns", "channels,unstructured", "--examples", "100", *QUICK]
+    words = ["--to", "params 15%", "--patterns", "channels,unstructured", "--examples", "100", "--no-measure"]
     code, _, err = call("plan", dense, *words, "-o", path)
     assert code == 0, err
     plan = json.loads(path.read_text())

@@ -132,7 +132,9 @@ def _layer(row: Any) -> LayerChoice:
     if not all({"bytes", "macs"} <= set(cost) for cost in costs):
         raise ValueError(f"{name[:80]!r} lacks bytes or macs")
     why = _text(table.get("why", ""), "a reason")
-    return LayerChoice(name, shape, _word(word) if word else "", kept, _number(table["loss"], "loss"), *costs, why)
+    return LayerChoice(
+        name, shape, _word(word) if word else "", kept, _number(table["loss"], "loss"), costs[0], costs[1], why
+    )
 
 
 def _figure(row: Any, name: str) -> Figure:

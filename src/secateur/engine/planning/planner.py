@@ -5,9 +5,8 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cached_property, partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,13 +17,12 @@ from secateur.core.masks import Masks
 from secateur.core.names import Named, unwrap
 from secateur.core.patterns import parse_pattern
 from secateur.core.prunable import check_finite, coverage
-from secateur.core.sockets import Criterion, Solver
 from secateur.core.task import Task, to
-from secateur.criteria.magnitude import Magnitude
-from secateur.engine.compensating import Inputs, plan_layers
+from secateur.engine.compensating import plan_layers
 from secateur.engine.planning.carrying import Kept, digest_of, masks_of, scored, solve_choice
 from secateur.engine.planning.choosing import NANO, Choice, Market, Offer, Seller, ladder
 from secateur.engine.planning.costs import NetworkCost, network_cost
+from secateur.engine.planning.options import Planning
 from secateur.engine.planning.plans import Figure, LayerChoice, LayerPlan, Other
 from secateur.engine.planning.rises import Rises, loss_rises
 from secateur.engine.planning.searching import Tried, largest
@@ -35,75 +33,10 @@ from secateur.probes.cost import weight_costs
 
 __all__ = ["Planner", "Planning", "plan_network"]
 
-UNITS = ("channels", "heads", "depth")
-"""Words of patterns that mean units, which are removed and not set to zero."""
 USUAL = ("unstructured", "4x1", "2:4")
 """Patterns that are told of when a target cannot be met."""
 _ROUNDS = {"ms": 6, "bytes": 6, "loss": 6, "accuracy": 9}
 _SLACK = {"ms": 0.03, "bytes": 0.002, "loss": 0.05, "accuracy": 0.05}
-
-
-@dataclass(frozen=True)
-class Planning:
-    """How a plan is made.
-
-    Args:
-        patterns: what tensors may take, in words: ``"unstructured"``, ``"4x1"``, ``"2:4"``; and ``"channels"``,
-            ``"heads"`` and ``"depth"`` (whole residual blocks), which may be removed first.
-        criterion: which weights of a tensor go; magnitude by default.
-        solver: chooses them instead, and moves the others.
-        inputs: what a solver's layers are given.
-        only: globs of tensors to prune.
-        skip: globs of tensors to leave alone.
-        example: one batch of inputs, on which milliseconds count; by default the first of the task's data.
-        batch: examples in it, where it is taken from the data.
-        threads: of the compiled core; None takes one for each core that this process may use.
-        least: what is to be least for targets of loss and accuracy: ``"ms"``, ``"bytes"``, ``"macs"`` or ``"params"``.
-        measure: measure what layers cost where that is not known, and what is planned, on a copy; choose again until
-            the measured figure meets the target.
-        timed: also forecast milliseconds where the target is something else.
-        compare: also say what each pattern alone gives.
-        examples: examples that the rise of the loss is forecast on.
-        seed: of everything random.
-        cost: milliseconds of the network, where they are known already.
-        rises: forecast of the loss, where it is known already.
-        units: the kinds of units that may be removed first; taken from the patterns.
-    """
-
-    patterns: Sequence[str] = ("unstructured",)
-    criterion: Criterion = field(default_factory=Magnitude)
-    solver: Solver | None = None
-    inputs: Inputs = "sequential"
-    only: Sequence[str] = ()
-    skip: Sequence[str] = ()
-    example: Any = None
-    batch: int = 1
-    threads: int | None = None
-    least: Quantity = "ms"
-    measure: bool = True
-    timed: bool = True
-    compare: bool = True
-    examples: int = 128
-    seed: int = 0
-    cost: NetworkCost | None = None
-    rises: Rises | None = None
-    units: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        given = dict.fromkeys(self.patterns)
-        units = tuple(word for word in given if word in UNITS)
-        words = tuple(dict.fromkeys(str(parse_pattern(word)) for word in given if word not in UNITS))
-        object.__setattr__(self, "patterns", words)
-        object.__setattr__(self, "units", tuple(dict.fromkeys((*self.units, *units))))
-        if not words and not self.units:
-            raise UsageError("no pattern is allowed; name at least one, such as `unstructured`.")
-        if self.least not in RESOURCES:
-            raise UsageError(f"least is {self.least!r}; it must be one of {', '.join(RESOURCES)}.")
-        if self.batch < 1 or self.examples < 1:
-            raise UsageError(f"batch is {self.batch} and examples {self.examples}; both must be at least 1.")
-        blocks = [word for word in words if "x" in word or word == "unit"]
-        if self.solver is not None and blocks:
-            raise UsageError(f"solvers take single weights or N:M, not {blocks[0]}; leave it out of the patterns.")
 
 
 def plan_network(task: Task, to: str | Aim, how: Planning | None = None) -> LayerPlan:
@@ -296,11 +229,14 @@ class Planner:
         )  # fmt: skip
         if met is not None:
             return met.made, met.got
-        last = self.market.least(quantity)
-        got = self._read(last)
-        if got > goal:
-            raise self._unreachable(min(got, missed.got if missed is not None else got), measured=True)
-        return last, got
+        best = missed.got if missed is not None else math.inf
+        for words in (self.how.patterns, *((word,) for word in self.how.patterns)):  # a forecast may be wrong of one
+            last = self.market.only(words).least(quantity)
+            got = self._read(last)
+            if got <= goal:
+                return last, got
+            best = min(best, got)
+        raise self._unreachable(best, measured=True)
 
     def _quality(self) -> tuple[Choice, float | None]:
         """The least cost of all choices that make the network no worse than the target."""

@@ -28,7 +28,7 @@ from secateur.runtime.session import Session
 
 __all__ = ["Trial", "accuracy", "arrays_of", "call_ms", "write_plan"]
 
-_CALLS, _SECONDS = 9, 0.4
+_CALLS, _SECONDS = 7, 0.4
 """A file is called so often at least, and for so long."""
 
 
@@ -46,12 +46,14 @@ class Trial:
         self.example, self.threads = example, threads
         self._given = task.model
         self._before: dict[str, Tensor] = {}
+        self._open = ExitStack()
         self._folder = tempfile.TemporaryDirectory(prefix="secateur-plan-", ignore_cleanup_errors=True)
 
     def __enter__(self) -> Trial:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._open.close()
         self._folder.cleanup()
 
     def prune(self, masks: Masks) -> None:
@@ -85,6 +87,8 @@ class Trial:
         Raises:
             CaptureError: as :meth:`bytes`.
         """
+        if masks is None:
+            return call_ms(self._dense, self.example)
         with Session(self._written(masks), threads=self.threads) as session:
             return call_ms(session, self.example)
 
@@ -96,11 +100,16 @@ class Trial:
         Raises:
             CaptureError: as :meth:`bytes`.
         """
-        with ExitStack() as stack:
-            dense = stack.enter_context(Session(self._written(None, "dense"), threads=self.threads))
-            pruned = stack.enter_context(Session(self._written(masks), threads=self.threads))
-            arrays = arrays_of(self.example)
-            return _in_turn(lambda: dense(*arrays), lambda: pruned(*arrays))
+        arrays = arrays_of(self.example)
+        with Session(self._written(masks), threads=self.threads) as pruned:
+            return _in_turn(lambda: self._dense(*arrays), lambda: pruned(*arrays))
+
+    @cached_property
+    def _dense(self) -> Session:
+        """The file of the network as it was given, open until the end."""
+        session = Session(self._written(None, "dense"), threads=self.threads)
+        self._open.callback(session.close)
+        return session
 
     @cached_property
     def _captured(self) -> Captured:
@@ -140,7 +149,7 @@ def write_plan(model: nn.Module, example: Any, path: Path) -> None:
 def call_ms(session: Session, example: Any) -> float:
     """Median milliseconds of a call."""
     arrays, times = arrays_of(example), []
-    for _ in range(3):
+    for _ in range(2):
         session(*arrays)
     end = time.perf_counter() + _SECONDS
     while len(times) < _CALLS or time.perf_counter() < end:
@@ -153,7 +162,7 @@ def call_ms(session: Session, example: Any) -> float:
 def _in_turn(one: Callable[[], object], other: Callable[[], object]) -> float:
     """Median of the second's time over the first's, pair by pair."""
     ratios: list[float] = []
-    for _ in range(3):
+    for _ in range(2):
         one()
         other()
     end = time.perf_counter() + 2 * _SECONDS
