@@ -33,7 +33,7 @@ __all__ = ["DENSITIES", "Law", "Probe", "Rises", "loss_rises", "masks_for"]
 DENSITIES = (0.85, 0.7, 0.55, 0.42, 0.32, 0.24, 0.17, 0.12, 0.08, 0.05, 0.03, 0.015)
 """The rungs: denser where networks lose little."""
 
-AIMS = (0.1, 0.4, 0.03, 0.2, 0.8, 0.06, 0.3, 0.015)
+AIMS = (0.1, 0.4, 0.03, 0.2, 0.01, 0.06, 0.7, 0.004)
 """Rises of the loss that measured choices are aimed at, in turn."""
 
 WORK = (8e10, 4.5e11)
@@ -51,7 +51,7 @@ class Rises:
     Args:
         densities: the rungs, falling.
         layers: for each tensor and pattern (as it prints) the rise of the loss at each rung when nothing else is
-            pruned; never falling from rung to rung. A pattern that prescribes its density (N:M) has the same at all of them.
+            pruned; never falling from rung to rung. A pattern that prescribes its density (N:M) has the same at all.
         law: from a sum of these to the true rise.
         probes: the whole choices that were measured for it.
         examples: examples behind the shares, and behind the measured choices.
@@ -169,7 +169,7 @@ def loss_rises(
         raise UsageError(
             f"examples is {examples} and probes {probes}; at least one example and no fewer than 0 probes."
         )
-    count, draws, seen = _effort(task, examples, probes)
+    count, draws, seen = _effort(task, weights, len(found) * len(rungs), examples, probes)
     part, rest = few(task, count), few(task, seen, count)
     apart = any(True for _ in rest.data)
     fitting = {n: [p for p in found if not p.why_not(tuple(w.shape))] for n, w in weights.items()}
@@ -221,10 +221,11 @@ def _scores(task: Task, weights: Named, criterion: Criterion | None) -> Named:
     return scores_of(criterion or Magnitude(), task, dense)
 
 
-def _effort(task: Task, examples: int, probes: int) -> tuple[int, int, int]:
+def _effort(task: Task, weights: Named, options: int, examples: int, probes: int) -> tuple[int, int, int]:
     """Examples, backward passes for each, and examples to measure on: a short forward pass gives more of them."""
-    macs = max(1, sum(cost * task.params()[name].numel() for name, cost in weight_costs(task).items()))
-    passes = WORK[0] / macs
+    own = task.params()
+    macs = max(1, sum(cost * own[name].numel() for name, cost in weight_costs(task).items()))
+    passes = WORK[0] / (macs + options * sum(w.numel() for w in weights.values()))
     draws = CLASSES if passes >= 32 * CLASSES else max(1, min(4, int(passes // 32)))
     count = min(examples, max(8, int(passes // draws)))
     count = count // PIECE * PIECE or count

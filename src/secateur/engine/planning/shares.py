@@ -31,6 +31,8 @@ from secateur.linalg.products import per_example_gradients
 _MEMORY = 1 << 26
 """Floats that gradients and options of some rows of a layer may take together."""
 
+_ALL = slice(None)
+
 _WEIGHTS = {nn.Conv1d: conv1d_weight, nn.Conv2d: conv2d_weight, nn.Conv3d: conv3d_weight}
 
 
@@ -81,12 +83,12 @@ def shares(task: Task, options: Mapping[str, Options], examples: int, draws: int
     places = {name: _called(name, owners(task.model)[name]) for name in options}
     layers = {name: modules for name, modules in places.items() if modules}
     sums = {name: torch.zeros(every.width, dtype=torch.float64) for name, every in options.items()}
-    random, count = stream(seed, "planning", "roots"), 0
+    random, count, held = stream(seed, "planning", "roots"), 0, _held(task, options)
     weights = {name: p.detach() for name, p in task.params().items()}
     with frozen(task.model), recurrent(task.model):
         for inputs, target, n in pieces(task, examples):
             count += n
-            heard = _Heard(options, n)
+            heard = _Heard(options, n, held)
             with torch.enable_grad(), _listening(layers, heard):
                 output = call(task.model, inputs, weights)
             made = directions(task.loss, output, target, draws, random)
@@ -95,6 +97,17 @@ def shares(task: Task, options: Mapping[str, Options], examples: int, draws: int
             for name, moved in heard.along.items():
                 sums[name] += made.rises(moved)
     return Shares({name: total / count for name, total in sums.items()}, count)
+
+
+def _held(task: Task, options: Mapping[str, Options]) -> dict[str, Tensor]:
+    """All columns of the smallest tensors, so that they are not made again for every pass."""
+    own, held, left = task.params(), dict[str, Tensor](), _MEMORY
+    for name in sorted(options, key=lambda name: own[name].numel()):
+        left -= own[name].numel() * options[name].width
+        if left < 0:
+            break
+        held[name] = options[name].columns(_ALL)
+    return held
 
 
 def _called(name: str, holders: Sequence[nn.Module]) -> list[nn.Module]:
@@ -110,8 +123,8 @@ def _plain(conv: Any) -> bool:
 class _Heard:
     """What each example's gradient says about the options, summed over the calls of a layer."""
 
-    def __init__(self, options: Mapping[str, Options], count: int) -> None:
-        self.options, self.count = options, count
+    def __init__(self, options: Mapping[str, Options], count: int, held: Mapping[str, Tensor]) -> None:
+        self.options, self.count, self.held = options, count, held
         self.along: dict[str, list[Tensor]] = {}
 
     @property
@@ -128,7 +141,8 @@ class _Heard:
         options = self.options[name]
         total = self.along[name][-1]
         for rows, gradients in _gradients(module, x, slope, self.count, options.width):
-            total += (gradients @ options.columns(rows).to(gradients.dtype)).to(total.device, total.dtype)
+            columns = self.held[name] if name in self.held and rows == _ALL else options.columns(rows)
+            total += (gradients @ columns.to(gradients.dtype)).to(total.device, total.dtype)
 
 
 @contextlib.contextmanager
@@ -191,10 +205,10 @@ def _gradients(module: nn.Module, x: Tensor, slope: Tensor, count: int, width: i
         x = nn.functional.unfold(x, conv.kernel_size, conv.dilation, conv.padding, conv.stride).mT
         slope = slope.flatten(2)
     else:
-        yield slice(None), _one_by_one(module, x, slope)
+        yield _ALL, _one_by_one(module, x, slope)
         return
     for start in range(0, weight.shape[0], rows):
-        part = slice(start, start + rows)
+        part = slice(start, start + rows) if rows < weight.shape[0] else _ALL
         yield part, (slope[:, part] @ x).flatten(1)
 
 
@@ -222,7 +236,7 @@ def _others(
     own = task.params()
     for name in sorted(names):
         everything = Masks({name: torch.ones_like(own[name], dtype=torch.bool)})
-        columns, heard.along[name] = options[name].columns(slice(None)), []
+        columns, heard.along[name] = options[name].columns(_ALL), []
         for direction in along:
             scaled = replace(task, loss=_along, data=[(inputs, direction)])
             rows = [rows @ columns.to(rows.dtype) for rows in per_example_gradients(scaled, everything)]
