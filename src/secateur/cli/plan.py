@@ -38,6 +38,7 @@ def _patterns(given: list[str] | None) -> tuple[str, ...]:
 
 def _make(request: argparse.Namespace, table: dict[str, Any], aim: Any, words: tuple[str, ...]) -> int:
     from secateur.cli import screen
+    from secateur.engine.cautions import heard
     from secateur.engine.planning.planner import Planning, plan_network
     from secateur.engine.planning.verbs import refuse_masks
     from secateur.engine.recipe import Recipe
@@ -55,7 +56,10 @@ def _make(request: argparse.Namespace, table: dict[str, Any], aim: Any, words: t
         words, step.criterion, step.solver, step.inputs, step.only, step.skip, batch=request.batch or 1,
         threads=request.threads, least=request.least or "ms", measure=not request.no_measure, seed=recipe.seed,
     )  # fmt: skip
-    made = plan_network(runner.sample(runner.data(), step.examples, state.net), aim, how)
+    with heard() as cautions:
+        made = plan_network(runner.sample(runner.data(), step.examples, state.net), aim, how)
+    for text in dict.fromkeys(cautions):
+        runner.listener.say(text)
     if request.out is not None:
         made.save(request.out)
     if request.json:
