@@ -16,7 +16,7 @@ from secateur.runtime import planfile
 from secateur.runtime.graph import Graph, InputSpec, Node, WeightSpec
 from secateur.runtime.session import Session
 
-__all__ = ["Timing", "clocked", "in_turn", "reference_session", "steady"]
+__all__ = ["LEAST_ROUNDS", "Timing", "clocked", "in_turn", "reference_session", "steady"]
 
 LEAST_ROUNDS, MOST_ROUNDS = 5, 25
 SHORT = 1.0  # milliseconds: calls that take less are repeated within a turn
@@ -75,6 +75,7 @@ def in_turn(
     base: str,
     seconds: float = 10.0,
     stop: Callable[[], bool] = lambda: False,
+    least: int = LEAST_ROUNDS,
 ) -> tuple[dict[str, Timing], float]:
     """Times every session in every round, and gives for each what it takes at the machine's median pace.
 
@@ -83,8 +84,9 @@ def in_turn(
         arrays: The batch.
         sharing: Of the network.
         base: The label whose time in a round tells the machine's pace.
-        seconds: About how long; at least five rounds are made.
+        seconds: About how long.
         stop: Asked after each round from the third on.
+        least: Rounds that are made however long they take.
 
     Returns:
         The timings, and milliseconds of the small fixed job meanwhile.
@@ -98,7 +100,7 @@ def in_turn(
     with reference_session(sessions[base]) as job:
         blank = np.full((1, 16, 16, 16), 0.5, np.float32)
         for turn in range(MOST_ROUNDS):
-            if turn >= LEAST_ROUNDS and time.perf_counter() - began > seconds or turn >= 3 and stop():
+            if turn >= least and time.perf_counter() - began > seconds or turn >= 3 and stop():
                 break
             at = turn % len(labels)
             for label in labels[at:] + labels[:at]:

@@ -16,7 +16,7 @@ from torch import nn
 from secateur.core.errors import SecateurError
 from secateur.core.patterns import Block, Pattern, parse_pattern
 from secateur.core.streams import stream
-from secateur.engine.planning.clocks import Timing, in_turn
+from secateur.engine.planning.clocks import LEAST_ROUNDS, Timing, in_turn
 from secateur.engine.planning.costs import NetworkCost
 from secateur.engine.planning.curves import Curve
 from secateur.engine.planning.operators import Layer
@@ -33,6 +33,7 @@ BLOCK_LADDER = (0.7, 0.4, 0.2, 0.1, 0.04, 0.01)
 UNKNOWN = 1.0  # the error stated where no forecast was ever held against the clock
 AS_IS = "as it is"
 ANCHORS = (0.3, 0.1, 0.03)
+ANCHOR_ROUNDS = 3
 CHECKS = 3
 MEASURING, ANCHORING = 20.0, 2.5  # seconds of the clock for one network, at most about
 DENSE_ABOVE = 0.95  # share of weights that are not zero
@@ -193,7 +194,8 @@ def _timed(
                 opened[label] = session
             part = max(min(seconds, ANCHORING), seconds * len(opened) / (len(choices) + 1))
             began = time.perf_counter()
-            found, job = in_turn(opened, variants.arrays, variants.sharing, AS_IS, part, stop)
+            least = LEAST_ROUNDS if len(choices) > len(ANCHORS) else ANCHOR_ROUNDS
+            found, job = in_turn(opened, variants.arrays, variants.sharing, AS_IS, part, stop, least)
             say(f"{len(opened)} versions timed in {time.perf_counter() - began:.1f} s")
         first = timings.get(AS_IS)
         pace = first.ms() / found[AS_IS].ms() if first is not None else 1.0
