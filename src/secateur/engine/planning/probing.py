@@ -1,8 +1,9 @@
 """From the sum of the layers' shares to the true rise of the loss: a few whole choices, measured, and a law through.
 
 To second order the rise is the sum of the shares. Large changes leave the second order, and those of one layer meet
-those of another, so a larger sum does more than its share: ``rise = factor * sum * (1 + sum / bend)``. Factor and bend
-are believed to lie in a wide range before anything is measured, and what is measured narrows them.
+those of another, so a larger sum does more than its share; of small ones the slope of the loss, which grows with the
+root of the share, is a part: ``rise = factor * sum * (sum / 0.03) ** (power - 1) * (1 + sum / bend)``. The three are
+believed to lie in a wide range before anything is measured, and what is measured narrows them.
 """
 
 from __future__ import annotations
@@ -27,8 +28,14 @@ FACTORS = (math.log(1.3), 1.0)
 BENDS = (math.log(0.2), 1.5)
 """Likewise of the bend."""
 
+POWERS = (0.92, 0.1)
+"""Mean and standard deviation of the power, before."""
+
+PIVOT = math.log(0.03)
+"""Logarithm of the sum at which the power has no say."""
+
 SPREADS = (math.log(0.42), 0.25)
-"""Likewise of the spread of single choices around the law."""
+"""As for the factor, of the spread of single choices around the law."""
 
 TOO_FAR = 0.7
 """Rises above this tell little about small ones: the loss ends somewhere."""
@@ -62,7 +69,8 @@ class Law:
     """The rise of the loss against the sum of shares.
 
     Args:
-        factor: rise over sum, for small sums.
+        factor: rise over sum where the sum is 0.03, but for the bend.
+        power: of the sum, for small sums.
         bend: the sum at which the rise is twice that.
         spread: standard deviation of the logarithm of a single choice's rise around the law.
         n: measured choices behind it.
@@ -71,6 +79,7 @@ class Law:
     """
 
     factor: float
+    power: float
     bend: float
     spread: float
     n: int
@@ -99,11 +108,13 @@ class Law:
 
 def fit(probes: Sequence[Probe]) -> Law:
     """The law that measured choices tell, by Bayes' rule on a grid; without any, what is believed before."""
-    factor, bend, spread, belief = _grid()
-    belief = belief.copy()
-    for probe in probes:
-        if probe.share > 0:
-            belief += _likelihood(probe, factor + math.log(probe.share) + np.log1p(probe.share / np.exp(bend)), spread)
+    factor, power, bend, spread, belief = _grid()
+
+    def expected(share: float) -> Floats:
+        far = math.log(share)
+        return factor + far + (power - 1) * (far - PIVOT) + np.log1p(share / bend)
+
+    belief = belief + sum(_likelihood(probe, expected(probe.share), spread) for probe in probes if probe.share > 0)
     weight = np.exp(belief - belief.max())
     weight /= weight.sum()
 
@@ -112,22 +123,23 @@ def fit(probes: Sequence[Probe]) -> Law:
 
     middle, width = [], []
     for share in _SHARES.tolist():
-        rise = factor + math.log(share) + np.log1p(share / np.exp(bend))
+        rise = expected(share)
         middle.append(mean(rise))
         width.append(math.sqrt(max(0.0, mean(rise**2 + spread**2) - middle[-1] ** 2)))
-    told = (math.exp(mean(factor)), math.exp(mean(bend)), math.sqrt(mean(spread**2)))
+    told = (math.exp(mean(factor)), mean(power), math.exp(mean(np.log(bend))), math.sqrt(mean(spread**2)))
     return Law(*told, sum(p.share > 0 for p in probes), tuple(middle), tuple(width))
 
 
 @cache
-def _grid() -> tuple[Floats, Floats, Floats, Floats]:
-    """Logarithms of factor and bend, the spread, and the logarithm of what is believed of each before."""
-    steps = np.linspace(-3, 3, 49)
-    few = np.linspace(-2, 2, 7)
-    factor, bend, spread = np.meshgrid(steps, steps, few, indexing="ij")
-    belief = -(factor**2 + bend**2 + spread**2) / 2
-    scaled = [mean + deviation * z for (mean, deviation), z in ((FACTORS, factor), (BENDS, bend), (SPREADS, spread))]
-    return scaled[0], scaled[1], np.exp(scaled[2]), belief
+def _grid() -> tuple[Floats, Floats, Floats, Floats, Floats]:
+    """Logarithm of the factor, power, bend, spread, and the logarithm of what is believed of all four before."""
+    steps = np.linspace(-3, 3, 31)
+    few = np.linspace(-2.5, 2.5, 7)
+    made = np.meshgrid(steps, few, steps, few[1:-1], indexing="ij")
+    belief = -np.sum(np.square(made), axis=0) / 2
+    beliefs = (FACTORS, POWERS, BENDS, SPREADS)
+    factor, power, bend, spread = (mean + deviation * z for (mean, deviation), z in zip(beliefs, made, strict=True))
+    return factor, power, np.exp(bend), np.exp(spread), belief
 
 
 def _likelihood(probe: Probe, expected: Floats, spread: Floats) -> Floats:

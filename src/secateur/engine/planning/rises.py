@@ -105,7 +105,7 @@ class Rises:
     def to_json(self) -> dict[str, Any]:
         """Plain values, shares left out."""
         return {
-            "factor": self.law.factor, "bend": self.law.bend, "spread": self.law.spread,
+            "factor": self.law.factor, "power": self.law.power, "bend": self.law.bend, "spread": self.law.spread,
             "probes": [probe.to_json() for probe in self.probes],
             "examples": list(self.examples), "apart": self.apart,
         }  # fmt: skip
