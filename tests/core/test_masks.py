@@ -349,7 +349,7 @@ def test_a_pattern_leaves_tensors_alone_that_cannot_take_it_unless_they_are_name
 
     assert set(found.prunable) == {"1.weight"}
     assert found.left_alone["0.weight"] == "its input width 6 is not a multiple of 4"
-    with pytest.raises(UsageError, match=r"`0.weight` of shape \(8, 6\) cannot take the pattern NM\(n=2, m=4\)"):
+    with pytest.raises(UsageError, match=r"`0.weight` of shape \(8, 6\) cannot take the pattern 2:4"):
         coverage(net, only=["0.weight"], pattern=NM(2, 4))
 
 
