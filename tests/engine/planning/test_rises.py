@@ -217,7 +217,8 @@ def test_masks_keep_exactly_what_a_density_means(density):
 
 
 def by_hand(values=(0.01, 0.04, 0.2)):
-    return Rises(RUNGS, {"a": {"unstructured": values}, "b": {"unstructured": values, "2:4": (0.03,) * 3}})
+    layers = {"a": {"unstructured": values}, "b": {"unstructured": values, "2:4": (0.03,) * 3}}
+    return Rises(RUNGS, layers, fixed={"2:4": 0.5})
 
 
 def test_shares_rise_as_the_density_falls_and_pass_through_the_rungs():

@@ -82,7 +82,10 @@ class Rises:
             )
         if not 0 < density <= 1:
             raise UsageError(f"the density {density!r} of `{name}` must be above 0 and at most 1.")
-        return 0.0 if density == 1 else _between(self.densities, every[pattern], density)
+        if density == 1:
+            return 0.0
+        shares = every[pattern]
+        return shares[0] if pattern in self.fixed else _between(self.densities, shares, density)
 
     def share(self, chosen: Mapping[str, tuple[str, float]]) -> float:
         """Sum of the shares of a choice: pattern and density by tensor. Tensors that it does not name stay dense."""
@@ -112,8 +115,6 @@ class Rises:
 
 
 def _between(densities: Sequence[float], shares: Sequence[float], density: float) -> float:
-    if len(set(shares)) == 1:
-        return shares[0]
     if density >= densities[0]:
         return shares[0] * ((1 - density) / (1 - densities[0])) ** POWER
     for left, right, low, high in zip(densities, densities[1:], shares, shares[1:], strict=False):
