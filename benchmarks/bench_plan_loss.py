@@ -177,13 +177,13 @@ def summary(name: str, rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def known_rows(path: Path | None, name: str, seed: int) -> list[dict[str, Any]]:
+def known_rows(path: Path | None, name: str, args: argparse.Namespace) -> list[dict[str, Any]]:
     """Rows of the file about this network."""
     if path is None or not path.is_file():
         return []
     rows = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
     steps = CASES[name].steps
-    about = {"part": "loss", "net": name, "seed": seed, "steps": steps}
+    about = {"part": "loss", "net": name, "seed": args.seed, "plans": args.plan_seed, "steps": steps}
     return [row for row in rows if all(row.get(key) == value for key, value in about.items())]
 
 
@@ -196,7 +196,7 @@ def forecast(task: Task, names: Sequence[str], seed: int) -> tuple[Rises, float]
 
 def run(name: str, args: argparse.Namespace) -> None:
     """Training, forecast and plans of one network."""
-    rows = known_rows(args.write, name, args.seed)
+    rows = known_rows(args.write, name, args)
     missing = [number for number in range(args.plans) if number not in {row["plan"] for row in rows}]
     if missing:
         case = CASES[name]
@@ -208,13 +208,14 @@ def run(name: str, args: argparse.Namespace) -> None:
         made, seconds = forecast(task, list(prunable), args.seed)
         print(f"{name}: forecast in {seconds:.1f} s from {made.examples[0]} examples, the law from "
               f"{len(made.probes)} choices on {made.examples[1]}", flush=True)  # fmt: skip
-        plans = random_choices(dict(prunable), args.plans)
+        plans = random_choices(dict(prunable), args.plans, args.plan_seed)
         before = {part: (loader, losses(net, loader)) for part, loader in parts.items()}
         for number in missing:
             told = made.total(plans[number])
             row = {
-                "part": "loss", "net": name, "plan": number, "seed": args.seed, "steps": case.steps,
-                "forecast": told.value, "low": told.low, "high": told.high, "share": made.share(plans[number]),
+                "part": "loss", "net": name, "plan": number, "seed": args.seed, "plans": args.plan_seed,
+                "steps": case.steps, "forecast": told.value, "low": told.low, "high": told.high,
+                "share": made.share(plans[number]),
                 **rises_under(task, plans[number], before), "layers": len(plans[number]), "seconds": seconds,
                 "loss": float(before["same"][1].mean()), "loss_held_out": float(before["held_out"][1].mean()),
                 "examples": list(made.examples),
@@ -236,6 +237,7 @@ def main() -> None:
     parser.add_argument("--net", nargs="*", choices=list(CASES), default=list(CASES))
     parser.add_argument("--plans", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0, help="of the forecast")
+    parser.add_argument("--plan-seed", type=int, default=1, help="of the plans; the method was made while looking at 0")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--data-dir", default=os.environ.get("SECATEUR_DATA"))
     home = Path(os.environ.get("SECATEUR_CACHE") or Path.home() / ".cache" / "secateur")
