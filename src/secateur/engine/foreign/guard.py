@@ -72,7 +72,7 @@ def opened(path: Path) -> Iterator[Open]:
         FileError: when there is none, it is something else, is empty, or may not be read.
     """
     if not path.exists() and not path.is_symlink():
-        raise FileError(f"{told(path)} does not exist{_near(path)}. Check the path.")
+        raise FileError(f"{told(path)} does not exist{_near(path)}")
     try:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     except OSError as error:
@@ -92,9 +92,9 @@ def _near(path: Path) -> str:
     import difflib
 
     if not path.parent.is_dir():
-        return f": there is no folder {told(path.parent)}"
+        return f": there is no folder {told(path.parent)}. Check the path."
     close = difflib.get_close_matches(path.name, sorted(p.name for p in path.parent.iterdir()), n=1)
-    return f"; did you mean {told(path.parent / close[0])}?" if close else ""
+    return f"; did you mean {told(path.parent / close[0])}?" if close else ". Check the path."
 
 
 def size_of(file: Open) -> int:
