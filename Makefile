@@ -7,7 +7,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test test-long lint bench bench-runtime docs pictures clean
+.PHONY: demo test test-long lint bench bench-runtime bench-plan docs pictures clean
 .DEFAULT_GOAL := help
 
 help:
@@ -45,6 +45,15 @@ bench-runtime: $(READY)
 	rm -f docs/results/runtime.jsonl
 	$(BIN)/python benchmarks/bench_runtime.py --near 4 $(if $(DEEPSPARSE),--deepsparse $(DEEPSPARSE)) --write docs/results/runtime.jsonl
 	$(BIN)/python benchmarks/runtime_page.py docs/results/runtime.jsonl docs/results/runtime.md
+
+# The tables of docs/results/plan.md, about an hour; DATA names the folder of data sets
+bench-plan: $(READY)
+	for s in 0 1 2; do $(BIN)/secateur run recipes/dense-resnet20-cifar10.toml -s seed=$$s -o runs/plan-dense-$$s $(if $(DATA),--data-dir $(DATA)) || exit; done
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_plan.py --write docs/results/plan.jsonl
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_plan_loss.py $(if $(DATA),--data-dir $(DATA)) --write docs/results/plan.jsonl
+	$(BIN)/python benchmarks/bench_planning.py --write docs/results/plan.jsonl
+	for r in 0.4 0.25; do OMP_NUM_THREADS=1 SECATEUR_DATA=$(or $(DATA),$$SECATEUR_DATA) $(BIN)/python benchmarks/bench_plan_accuracy.py runs/plan-dense-? --ratio $$r --write docs/results/plan.jsonl || exit; done
+	$(BIN)/python benchmarks/plan_page.py
 
 lint: $(READY)
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python scripts/check.py --lint

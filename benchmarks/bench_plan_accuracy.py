@@ -1,7 +1,7 @@
 """Accuracy at equal measured time: a plan layer by layer beside one pattern at one density everywhere.
 
 Run: ``python benchmarks/bench_plan_accuracy.py runs/plan-dense-? --ratio 0.4 --epochs 2 --write
-docs/results/plan-accuracy.jsonl`` from the project's root; every folder is a run of
+docs/results/plan.jsonl`` from the project's root; every folder is a run of
 ``recipes/dense-resnet20-cifar10.toml`` with a seed of its own. The mixed plan is made for ``ratio`` of the dense
 network's time. Every other candidate then gets the highest density whose plan file is no slower than the mixed one's,
 both files taken in turn. All are fine-tuned in the same way with the same seed, written, and timed once more in turn
@@ -171,14 +171,21 @@ def seed_of(folder: Path) -> int:
 def one(folder: Path, args: argparse.Namespace, data: Dataset) -> None:
     """All candidates of one dense network."""
     done = [json.loads(line) for line in args.write.read_text().splitlines()] if args.write.exists() else []
-    if any(row["run"] == folder.name and row["ratio"] == args.ratio for row in done):
+    if any(row.get("run") == folder.name and row["ratio"] == args.ratio for row in done):
         return print(f"{folder.name}: done before")
     net = Net(folder, data, seed_of(folder), args.batch)
     rows = []
     with tempfile.TemporaryDirectory() as place:
         files = [written(net, uniform(net.dense, "unstructured", 1.0), Path(place) / "dense.safetensors")]
         for name, (masks, about) in candidates(net, args.ratio, Path(place), args.rounds).items():
-            row = {"run": folder.name, "seed": net.seed, "ratio": args.ratio, "batch": args.batch, "name": name}
+            row = {
+                "part": "accuracy",
+                "run": folder.name,
+                "seed": net.seed,
+                "ratio": args.ratio,
+                "batch": args.batch,
+                "name": name,
+            }
             row |= {"kept": masks.kept, "total": masks.total, "epochs": args.epochs, **about}
             if "slower" not in about:
                 tuned = net.tuned(masks, args.epochs)

@@ -27,7 +27,9 @@ are. The networks of the first table have random weights and zeros, those of the
 
 `python benchmarks/bench_plan.py --write docs/results/plan.jsonl`, then
 `python benchmarks/bench_plan_loss.py --data-dir FOLDER --write docs/results/plan.jsonl`, then
-`python benchmarks/plan_page.py`. Both can be stopped and go on where they were.
+`python benchmarks/bench_plan_accuracy.py runs/plan-dense-? --write docs/results/plan.jsonl`, then
+`python benchmarks/bench_planning.py --write docs/results/plan.jsonl`, then `python benchmarks/plan_page.py`; or
+`make bench-plan`, which does all of it. What can be stopped goes on where it was.
 
 {BEGIN}
 {END}
@@ -86,6 +88,46 @@ def rises(rows: Sequence[Row]) -> list[str]:
     return lines
 
 
+def accuracies(rows: Sequence[Row]) -> list[str]:
+    """Accuracy at equal time: a row a candidate, over the dense networks it began from."""
+    head = (
+        "time asked for",
+        "candidate",
+        "weights kept",
+        "of the dense time",
+        "accuracy % by seed",
+        "mean",
+        "points lost",
+    )
+    lines = [f"| {' | '.join(head)} |", "|" + "---|" * 7]
+    for ratio in dict.fromkeys(row["ratio"] for row in rows):
+        for name in dict.fromkeys(row["name"] for row in rows if row["ratio"] == ratio):
+            mine = sorted((r for r in rows if r["ratio"] == ratio and r["name"] == name), key=lambda r: r["seed"])
+            kept = "/".join(f"{row['kept'] / row['total']:.1%}" for row in mine)
+            done = [row for row in mine if "accuracy" in row]
+            if not done:
+                slower = "/".join(f"{row['slower']:.2f}" for row in mine)
+                lines.append(f"| {ratio:g}x | {name} | {kept} | {slower} times the plan's | cannot meet it | | |")
+                continue
+            values, shares = [row["accuracy"]["value"] for row in done], [f"{row['share']:.3f}x" for row in done]
+            apart = float(np.mean([row["accuracy"]["value"] - row["dense"] for row in done]))
+            told = " / ".join(f"{value:.2f}" for value in values)
+            cells = [f"{ratio:g}x", name, kept, " / ".join(shares), told, f"{np.mean(values):.2f}", f"{-apart:.2f}"]
+            lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def planned(rows: Sequence[Row]) -> list[str]:
+    """How long planning takes once the layers are in the table."""
+    lines = ["| network | target | threads | seconds | processor seconds | costs | rises | choosing | measuring |",
+             "|" + "---|" * 9]  # fmt: skip
+    for row in rows:
+        parts = [f"{row[f'{name}_wall_s']:.1f}" for name in ("costs", "rises", "choosing", "measuring")]
+        cells = [row["net"], row["to"], str(row["threads"]), f"{row['wall_s']:.1f}", f"{row['cpu_s']:.1f}", *parts]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
 def panels(rows: Sequence[Row]) -> list[Dots]:
     """Forecast against truth: milliseconds of each network, then rises on test examples."""
     found = []
@@ -124,6 +166,8 @@ def figures(rows: Sequence[Row], image: str) -> str:
     """Everything between the markers."""
     clocked = [row for row in rows if row["part"] == "ms"]
     lost = [row for row in rows if row["part"] == "loss"]
+    equal = [row for row in rows if row["part"] == "accuracy"]
+    quick = [row for row in rows if row["part"] == "planning"]
     parts = []
     if clocked:
         machines = ", ".join(sorted({str(row.get("machine", "?")) for row in clocked}))
@@ -134,6 +178,14 @@ def figures(rows: Sequence[Row], image: str) -> str:
             "## Rise of the loss", "", f"Trained for: {steps}. A clear rise is above twice its standard error; of one "
             f"that is not, the forecast must be below {FACTOR:g} times what it may be.", "", *rises(lost), "",
         ]  # fmt: skip
+    if equal:
+        epochs = equal[0]["epochs"]
+        parts += [
+            "## Accuracy at equal time", "", f"ResNet-20 on CIFAR-10, batch {equal[0]['batch']}, one thread; "
+            f"{epochs} epochs of the same fine-tuning.", "", *accuracies(equal), "",
+        ]  # fmt: skip
+    if quick:
+        parts += ["## Time of planning", "", *planned(quick), ""]
     return "\n".join([*parts, f"![forecast against truth]({image})"])
 
 
