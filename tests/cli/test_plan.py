@@ -80,6 +80,23 @@ def test_another_plan_in_the_same_file_is_another_step(call, dense, planned, tmp
     assert keys[0] != keys[1] and not (tmp_path / "out").exists()
 
 
+def test_channels_alone_go(call, dense, tmp_path):
+    """The folder loads as the smaller network, with as few weights as were asked for."""
+    path = tmp_path / "plan.json"
+    words = ["--to", "params 50%", "--patterns", "channels", "--examples", "60", "--no-measure", *QUICK]
+    code, _, err = call("plan", dense, *words, "-o", path)
+    assert code == 0, err
+
+    code, _, err = call("prune", dense, "--plan", path, "-s", "examples=60", "-o", tmp_path / "out")
+
+    assert code == 0, err
+    shapes = {name: tuple(p.shape) for name, p in Artefact.open(tmp_path / "out").build().named_parameters()}
+    plan = json.loads(path.read_text())
+    assert {la["name"]: tuple(la["shape"]) for la in plan["layers"]}.items() <= shapes.items()
+    assert shapes["fc1.weight"][0] < 16
+
+
+@pytest.mark.long
 def test_channels_go_first_and_weights_after(call, dense, tmp_path):
     """One plan removes units and sets weights to zero; the folder loads as the smaller network."""
     path = tmp_path / "plan.json"

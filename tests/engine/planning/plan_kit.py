@@ -38,7 +38,8 @@ def task_of(net=None, examples=48):
 
 def rises_of_kit(words=WORDS):
     """Shares that are plain numbers; patterns with blocks do more harm."""
-    shares = {n: {p: tuple(HARM[n] * WORSE[p] * (1 - d) ** 2 for d in RUNGS) for p in words} for n in NAMES}
+    pruned = {p: [0.5 if p == "2:4" else 1 - d for d in RUNGS] for p in words}
+    shares = {n: {p: tuple(HARM[n] * WORSE[p] * part**2 for part in pruned[p]) for p in words} for n in NAMES}
     return Rises(RUNGS, shares, fixed={"2:4": 0.5})
 
 

@@ -119,6 +119,23 @@ def test_a_search_ends_at_the_goal_whatever_the_forecast_is_off_by(bias):
     assert met is None and missed.got >= 1.0
 
 
+def test_a_patient_search_ends_sooner_and_still_meets_the_goal():
+    """Slack that grows takes what a narrow one would improve on; without end it takes the first that meets."""
+    read = lambda limit: 1.3 * limit  # noqa: E731
+    tried = []
+    given = {"goal": 10.0, "propose": lambda t: 0.97 * t.limit * 10.0 / t.got, "rounds": 6, "slack": 0.01}
+
+    met, _ = largest(10.0, lambda limit: tried.append(limit) or limit, read, **given, patience=lambda tries: 4.0)
+    assert len(tried) == 2 and met.got == pytest.approx(9.7)
+
+    tried.clear()
+    met, _ = largest(
+        1.0, lambda limit: tried.append(limit) or limit, read, **given,
+        patience=lambda tries: float("inf") if tries > 1 else 1.0,
+    )  # fmt: skip
+    assert len(tried) == 2 and met.got <= 10.0
+
+
 def test_nano_seconds_are_whole():
     plan = plan_network(task_of(network()), "ms 1.2", how(compare=False))
     assert NANO == 10**6 and plan.figures["ms"].forecast <= 1.2

@@ -72,6 +72,8 @@ def test_what_each_pattern_alone_gives_is_told():
         assert alone.low < alone.rise < alone.high and alone.figure <= 1.0
     text = str(plan)
     assert "2:4 alone: cannot meet the target; at best" in text and "4.weight" in text
+    reason = plan.left_alone["0.bias"]
+    assert f"left alone 3 tensors: 0.bias, 2.bias, 4.bias ({reason})" in text.splitlines()
 
 
 def test_a_layer_that_never_pays_says_so():
@@ -126,6 +128,19 @@ def test_bytes_of_the_file_are_met():
 
     assert 3900 <= plan.figures["bytes"].measured <= 4000
     assert cut.planned.figures["bytes"]["measured"] == plan.figures["bytes"].measured
+
+
+def test_losses_are_those_of_the_examples_asked_for():
+    """Of a target of weights on as many examples as `tested` says; of a target of the loss on all."""
+    task = task_of()
+    part = Task(task.model, task.loss, [(x[:4], y[:4]) if i else (x, y) for i, (x, y) in enumerate(task.data[:2])])
+
+    some = plan_network(task, "params 30%", how(compare=False, tested=20))
+    every = plan_network(task, "loss +0.1", how(compare=False, tested=20))
+
+    assert some.figures["loss"].before == pytest.approx(part.mean_loss(), rel=1e-6)
+    assert any("first 20 examples" in note for note in some.notes) and not every.notes
+    assert every.figures["loss"].before == task.mean_loss()
 
 
 @pytest.mark.parametrize("to", ["loss +0.05", "accuracy -10"])

@@ -20,6 +20,7 @@ __all__ = ["LEAST_ROUNDS", "Timing", "clocked", "in_turn", "reference_session", 
 
 LEAST_ROUNDS, MOST_ROUNDS = 5, 25
 SHORT = 1.0  # milliseconds: calls that take less are repeated within a turn
+LONG = 20.0  # milliseconds: of calls that take more, few are made
 QUARTILE = 25  # of the times: what a call takes when nothing else runs, without trusting the one luckiest call
 
 
@@ -131,7 +132,8 @@ def _turn(session: Session, arrays: Sequence[np.ndarray], sharing: Sharing, timi
         if taken >= steps:  # else a step was disturbed, and there is no telling what lies between them
             timing.gaps.append(taken - steps)
     session.profile(False)
-    session(*arrays)
+    if calls > 1:  # long calls have no warm-up of their own
+        session(*arrays)
     timing.whole += [clocked(lambda: session(*arrays), threads) for _ in range(calls)]
 
 
@@ -170,8 +172,11 @@ def _switches() -> int:
 def _calls(session: Session, arrays: Sequence[np.ndarray]) -> int:
     """How many calls make a turn: more of the short ones."""
     session(*arrays)
-    once = min(clocked(lambda: session(*arrays), 1)[0] for _ in range(2))
-    return max(5, min(20, int(3 * SHORT / once))) if once < SHORT else 2 if once < 20 * SHORT else 1
+    once = clocked(lambda: session(*arrays), 1)[0]
+    if once >= LONG:
+        return 1
+    once = min(once, clocked(lambda: session(*arrays), 1)[0])
+    return max(5, min(20, int(3 * SHORT / once))) if once < SHORT else 2
 
 
 def _low(times: Sequence[float]) -> float:

@@ -99,6 +99,7 @@ def network_cost(
     engine: str = "secateur",
     measure: bool = True,
     cache: str | PathLike[str] | None = None,
+    captured: Any = None,
 ) -> NetworkCost:
     """Milliseconds of every layer of a network against density and pattern, as it runs compiled from a file.
 
@@ -114,6 +115,7 @@ def network_cost(
         engine: ``secateur``, or an engine that zeros do not make faster: ``torch``, ``onnxruntime``.
         measure: Whether layers that are not known may be measured; else their curves come from known shapes.
         cache: Folder of the memory; None takes ``$SECATEUR_CACHE`` or ``~/.cache/secateur``.
+        captured: The network as `secateur.runtime.capture.capture` gives it, where that was done already.
 
     Raises:
         UsageError: an unknown engine or pattern; or no compiled core, without which there is no clock.
@@ -129,7 +131,7 @@ def network_cost(
     if not words:
         raise UsageError("no pattern is given; name at least one, such as `unstructured`.")
     if engine == "secateur":
-        return measuring.forecast(model, example, threads, words, measure, cache)
+        return measuring.forecast(model, example, threads, words, measure, cache, captured=captured)
     return engines.forecast(engine, model, example, threads, words)
 
 

@@ -23,6 +23,7 @@ from secateur.engine.planning.operators import Layer
 from secateur.engine.planning.shapes import Known, held_out
 from secateur.engine.planning.table import CostTable, Machine, Point
 from secateur.engine.planning.variants import DENSE, Choice, Variants, kept_units
+from secateur.runtime.capture import Captured
 from secateur.runtime.session import Session
 
 __all__ = ["Rung", "forecast", "ladder", "missing_rungs"]
@@ -59,6 +60,7 @@ def forecast(
     seconds: float = MEASURING,
     say: Callable[[str], None] = lambda text: None,
     stop: Callable[[], bool] = lambda: False,
+    captured: Captured | None = None,
 ) -> NetworkCost:
     """The cost of a network on the compiled core.
 
@@ -72,9 +74,10 @@ def forecast(
         seconds: Of the clock, at most about, for what is not known.
         say: Told what is being done.
         stop: Asked now and then whether to end with what is measured.
+        captured: As for `network_cost`.
     """
     table = CostTable.open(cache)
-    variants = Variants(model, example, threads)
+    variants = Variants(model, example, threads, captured)
     try:
         machine = Machine.here(variants.isa, variants.threads)
         missing = missing_rungs(table, machine, variants.layers, patterns)

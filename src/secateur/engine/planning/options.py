@@ -42,6 +42,8 @@ class Planning:
         timed: also forecast milliseconds where the target is something else.
         compare: also say what each pattern alone gives.
         examples: examples that the rise of the loss is forecast on.
+        tested: examples that the loss is measured on before and after; None takes all, but of a large network no more
+            than a pass of some seconds goes over. Targets of loss and accuracy are always measured on all.
         seed: of everything random.
         cost: milliseconds of the network, where they are known already.
         rises: forecast of the loss, where it is known already.
@@ -62,6 +64,7 @@ class Planning:
     timed: bool = True
     compare: bool = True
     examples: int = 128
+    tested: int | None = None
     seed: int = 0
     cost: NetworkCost | None = None
     rises: Rises | None = None
@@ -77,8 +80,10 @@ class Planning:
             raise UsageError("no pattern is allowed; name at least one, such as `unstructured`.")
         if self.least not in RESOURCES:
             raise UsageError(f"least is {self.least!r}; it must be one of {', '.join(RESOURCES)}.")
-        if self.batch < 1 or self.examples < 1:
-            raise UsageError(f"batch is {self.batch} and examples {self.examples}; both must be at least 1.")
+        if self.batch < 1 or self.examples < 1 or (self.tested is not None and self.tested < 1):
+            raise UsageError(
+                f"batch is {self.batch}, examples {self.examples} and tested {self.tested}; all must be at least 1."
+            )
         blocks = [word for word in words if "x" in word or word == "unit"]
         if self.solver is not None and blocks:
             raise UsageError(f"solvers take single weights or N:M, not {blocks[0]}; leave it out of the patterns.")

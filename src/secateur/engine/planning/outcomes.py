@@ -110,7 +110,10 @@ def compare_plan(
     notes: list[str] = []
     times: dict[str, float] = {}
     figures = {name: {**vars(figure), "measured": None} for name, figure in plan.figures.items()}
-    figures["loss"] |= {"before": loss[0], "measured": loss[1]}
+    told = figures["loss"]["before"]
+    apart = loss[0] - told if told is not None else 0.0  # the plan's losses may be those of fewer examples
+    moved = {k: v + apart for k in ("forecast", "low", "high") if (v := figures["loss"][k]) is not None}
+    figures["loss"] |= {**moved, "before": loss[0], "measured": loss[1]}
     if measure:
         try:
             found, times = _timed(model, example, plan)

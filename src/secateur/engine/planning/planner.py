@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 
 import torch
-from torch import Tensor
 
 from secateur.core.budget import keep_for
 from secateur.core.errors import BudgetError, SecateurError, UsageError
@@ -25,11 +23,12 @@ from secateur.engine.planning.costs import NetworkCost, network_cost
 from secateur.engine.planning.options import Planning
 from secateur.engine.planning.plans import Figure, LayerChoice, LayerPlan, Other
 from secateur.engine.planning.rises import Rises, loss_rises
-from secateur.engine.planning.searching import Tried, largest
+from secateur.engine.planning.searching import largest, lasting, next_limit, patience, scaled_limit
 from secateur.engine.planning.targets import RESOURCES, Aim, Quantity, parse_aim
-from secateur.engine.planning.trying import Trial
+from secateur.engine.planning.trying import Trial, captured_of, judged, refuse_pruned
 from secateur.engine.removing import few
 from secateur.probes.cost import weight_costs
+from secateur.runtime.capture import Captured
 
 __all__ = ["Planner", "Planning", "plan_network"]
 
@@ -71,15 +70,18 @@ class Planner:
         self.task, self.aim, self.how = task, aim, how
         found = coverage(task.model, how.only, how.skip)
         check_finite(found.prunable)
-        _refuse_pruned(found.prunable)
+        refuse_pruned(found.prunable)
         self.left = dict(found.left_alone)
         self.prunable: Named = found.prunable
         self.barred = self._barred()
         self.example = to(how.example if how.example is not None else few(task, how.batch), torch.device("cpu"))
         self.macs = weight_costs(task)
         self.notes: list[str] = []
+        self._last: tuple[Kept, Masks] = {}, Masks({})
+        self._sizes: list[tuple[Choice, int]] = []
         self.cost = self._cost()
-        self.loss = task.mean_loss()
+        self.judge = self._judge()
+        self.loss = self.judge.mean_loss()
 
     @property
     def quantity(self) -> Quantity:
@@ -109,10 +111,29 @@ class Planner:
 
     def plan(self) -> LayerPlan:
         """The whole way."""
-        with Trial(self.task, self.example, self.how.threads) as trial:
+        with self.trying() as trial:
             self.trial = trial
             choice, measured = self._resource() if self.aim.resource else self._quality()
             return self._told(choice, measured)
+
+    def trying(self) -> Trial:
+        """A copy to prune; its loss is that of the examples that count."""
+        return Trial(self.judge, self.example, self.how.threads, lambda: self.captured)
+
+    @cached_property
+    def captured(self) -> Captured:
+        """The network as the compiled core runs it: captured once for everything."""
+        return captured_of(self.task.model, self.example)
+
+    def _judge(self) -> Task:
+        """The task with the examples that losses are measured on: all, where the target is a matter of them."""
+        if not self.aim.resource:
+            return self.task
+        own = self.task.params()
+        macs = sum(cost * own[name].numel() for name, cost in self.macs.items())
+        task, note = judged(self.task, macs, self.how.tested)
+        self.notes += [note] if note else []
+        return task
 
     def figures_now(self) -> dict[str, Figure]:
         """Figures of the network as it is; needs the trial."""
@@ -150,10 +171,10 @@ class Planner:
             return None
 
     def _priced(self, patterns: Sequence[str]) -> NetworkCost:
-        model = copy.deepcopy(unwrap(self.task.model)).cpu().eval()
         return network_cost(
-            model, self.example, threads=self.how.threads, patterns=tuple(patterns), measure=self.how.measure
-        )
+            unwrap(self.task.model), self.example, threads=self.how.threads, patterns=tuple(patterns),
+            measure=self.how.measure, captured=self.captured,
+        )  # fmt: skip
 
     def _seller(self, name: str, words: Sequence[str], cost: NetworkCost | None, free: bool = False) -> Seller:
         """A tensor with its offers; ``free`` ones do nothing to the loss: to see what can be reached at all."""
@@ -222,10 +243,13 @@ class Planner:
             if made is None:
                 raise self._unreachable(self._figure(self.market.least(quantity)))
             return made, None
-        start = self.aim.limit(self.cost.now) if quantity == "ms" and self.cost is not None else goal
+        start, long = goal, 0.0
+        if quantity == "ms" and self.cost is not None:
+            long = lasting(sum(p.numel() for p in self.prunable.values()), self.cost.now)
+            start = self.aim.limit(self.cost.now) * (1 - long * min(self.cost.error, 0.08) / 2)
         met, missed = largest(
-            start, make, self._read, goal, lambda tried: _next(tried, goal, quantity),
-            rounds=_ROUNDS[quantity], slack=_SLACK[quantity],
+            start, make, self._read, goal, lambda tried: next_limit(tried, goal, quantity, 0.99 - 0.02 * long),
+            rounds=_ROUNDS[quantity], slack=_SLACK[quantity], patience=lambda tries: patience(tries, long),
         )  # fmt: skip
         if met is not None:
             return met.made, met.got
@@ -253,7 +277,7 @@ class Planner:
             return (made if made is not None else self.market.cheapest(quantity, 0.0)) or self._untouched(), None
         rounds, slack = _ROUNDS[self.aim.quantity], _SLACK[self.aim.quantity]
         met, _ = largest(
-            start, make, self._read, goal, lambda tried: _scaled(tried, goal), rounds=rounds, slack=slack, log=True
+            start, make, self._read, goal, lambda tried: scaled_limit(tried, goal), rounds=rounds, slack=slack, log=True
         )
         if met is None:
             return self._untouched(), 0.0
@@ -267,12 +291,23 @@ class Planner:
         """What a choice gives, measured on a copy, in the quantity of the target."""
         quantity = self.aim.quantity
         if quantity in ("ms", "bytes"):
-            masks = masks_of(self.scores, kept_of(choice))
+            masks = self._masks(choice)
             if quantity == "bytes":
                 return float(self.trial.bytes(masks))
-            return self.trial.share(masks) * self._priced_now if self.aim.relative else self.trial.ms(masks)
+            got = self.trial.share(masks) * self._priced_now if self.aim.relative else self.trial.ms(masks)
+            self._sizes.append((choice, self.trial.size))
+            return got
         self._carry(choice)
         return self.trial.loss() - self.loss if quantity == "loss" else self._accuracy - self.trial.accuracy()
+
+    def _masks(self, choice: Choice) -> Masks:
+        """The masks of a choice; those of tensors that keep as many as last time are not made anew."""
+        kept, (before, there) = kept_of(choice), self._last
+        fresh = {name: offer for name, offer in kept.items() if before.get(name) != offer}
+        if fresh:
+            made = masks_of(self.scores, fresh)
+            self._last = kept, Masks({name: made[name] if name in fresh else there[name] for name in kept})
+        return self._last[1]
 
     @cached_property
     def _accuracy(self) -> float:
@@ -282,8 +317,7 @@ class Planner:
 
     def _carry(self, choice: Choice) -> None:
         """Prune the copy, with the solver where there is one."""
-        kept = kept_of(choice)
-        masks = masks_of(self.scores, kept)
+        kept, masks = kept_of(choice), self._masks(choice)
         if self.how.solver is None:
             return self.trial.prune(masks)
         self.trial.prune(Masks({name: torch.ones_like(mask) for name, mask in masks.items()}))
@@ -360,8 +394,9 @@ class Planner:
         if self.aim.quantity in ("ms", "bytes") and measured is not None:
             found[self.aim.quantity] = replace(found[self.aim.quantity], measured=measured)
         if self._files and self.aim.quantity != "bytes":
-            masks = masks_of(self.scores, kept_of(choice))
-            found["bytes"] = replace(found["bytes"], measured=float(self.trial.bytes(masks)))
+            size = next((size for tried, size in self._sizes if tried is choice), None)
+            size = size if size is not None else self.trial.bytes(self._masks(choice))
+            found["bytes"] = replace(found["bytes"], measured=float(size))
         if self.aim.quantity == "accuracy":
             found["accuracy"] = Figure(self._accuracy, None, measured=self.trial.accuracy())
         return found
@@ -415,30 +450,3 @@ def _ms(cost: NetworkCost | None, name: str, word: str, density: float) -> float
     if not word or word not in cost.layers.get(name, {}):
         return cost.dense.get(name)
     return cost.layers[name][word].at(density)
-
-
-def _next(tried: Tried[Choice], goal: float, quantity: Quantity) -> float:
-    """Of bytes a limit off by as much as the figure was; of milliseconds, by the same ratio and a little less."""
-    if quantity == "bytes":
-        return tried.limit + (goal - tried.got)
-    return tried.limit * 0.99 * goal / max(tried.got, 1e-9)
-
-
-def _scaled(tried: Tried[Choice], goal: float) -> float:
-    """The loss grows about in proportion to the sum of its shares."""
-    return tried.limit * min(8.0, max(0.125, goal / tried.got)) if tried.got > 0 else 4 * tried.limit
-
-
-def _refuse_pruned(prunable: Mapping[str, Tensor]) -> None:
-    """Refuse a network with many zeros: what its layers cost and lose is forecast from the dense one.
-
-    Raises:
-        UsageError: naming the tensor with most.
-    """
-    zeros = {name: float((p.detach() == 0).float().mean()) for name, p in prunable.items() if bool(p.detach().any())}
-    worst = max(zeros, key=lambda name: zeros[name], default=None)
-    if worst is not None and zeros[worst] >= 0.05:
-        raise UsageError(
-            f"a plan layer by layer begins with a dense network; {zeros[worst]:.1%} of `{worst}` are zero already. "
-            'Pass the dense network, or prune further with one budget: `secateur prune --to "params 5%"`.'
-        )

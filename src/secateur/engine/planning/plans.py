@@ -13,6 +13,7 @@ from secateur.engine.compensating import Inputs
 __all__ = ["Figure", "LayerChoice", "LayerPlan", "Other", "Removal"]
 
 UNITS = {"ms": "ms", "bytes": "bytes", "macs": "MACs", "params": "weights", "loss": "", "accuracy": "%"}
+_NAMES = 8  # of tensors with one reason are listed at most
 WHOLE = ("bytes", "macs", "params")
 """Figures that are whole numbers."""
 
@@ -202,7 +203,7 @@ class LayerPlan:
             if layer.why:
                 reasons.setdefault(layer.why, []).append(layer.name)
         lines += [f"as it is: {', '.join(names)} ({why})" for why, names in reasons.items()]
-        lines += [f"left alone: {name} ({why})" for name, why in self.left_alone.items()]
+        lines += _left(self.left_alone)
         lines += [_other(other) for other in self.others]
         lines.append(
             "no choice among the offers has a lower forecast (proven)" if self.exact
@@ -252,6 +253,19 @@ def _removed(removal: Removal) -> list[str]:
     kinds = f"the blocks {', '.join(removal.blocks)}" if removal.blocks else " and ".join(removal.kinds)
     lines = [f"first {kinds} go, to {removal.to}: the loss rises by {removal.rise:.4g} (measured)"]
     return lines + [f"  {name}: {kept:,} of {units:,} units" for name, (kept, units) in lost.items()]
+
+
+def _left(left_alone: Mapping[str, str]) -> list[str]:
+    """A line for each reason: how many tensors, and the names; of many the first and the last."""
+    reasons: dict[str, list[str]] = {}
+    for name, why in left_alone.items():
+        reasons.setdefault(why, []).append(name)
+    lines = []
+    for why, names in reasons.items():
+        listed = names if len(names) <= _NAMES else [*names[: _NAMES - 2], "...", names[-1]]
+        count = f" {len(names)} tensors" if len(names) > 1 else ""
+        lines.append(f"left alone{count}: {', '.join(listed)} ({why})")
+    return lines
 
 
 def _other(other: Other) -> str:

@@ -16,7 +16,7 @@ from secateur.engine.planning.planner import Planner, Planning
 from secateur.engine.planning.plans import LayerPlan, Other, Removal
 from secateur.engine.planning.rises import Rises
 from secateur.engine.planning.targets import Aim
-from secateur.engine.planning.trying import Trial, accuracy
+from secateur.engine.planning.trying import accuracy
 from secateur.engine.removing import Choice, Way, few
 from secateur.surgery.analysis import Group
 from secateur.surgery.blocks import block_influence, blocks
@@ -66,12 +66,17 @@ class _Search:
         else:  # no weight has an offer
             self.inner = replace(how, patterns=("unstructured",), units=(), rises=Rises((0.5,), {}), compare=False)
         whole = Planner(task, aim, self.inner)
-        with Trial(task, whole.example, how.threads) as trial:
+        with whole.trying() as trial:
             whole.trial = trial
             self.goal = Aim(aim.quantity, whole.goal) if aim.resource else aim
             self.now = whole.figures_now()
-        self.loss = whole.loss
-        self.again = replace(self.inner, cost=None, rises=self.inner.rises if not how.patterns else None)
+        self.loss, self.judge = whole.loss, whole.judge
+        seen = sum(count for _, _, count in self.judge.batches()) if aim.resource else None
+        rises = self.inner.rises if not how.patterns else None
+        self.again = replace(
+            self.inner, cost=None, rises=rises, tested=seen
+        )  # levels are compared on the same examples
+        self.inner = replace(self.inner, cost=whole.cost, rises=whole.rises, tested=seen)
 
     def best(self) -> LayerPlan:
         """The best level, with everything measured; the next best where the clock says that it falls short."""
@@ -104,7 +109,7 @@ class _Search:
                     break  # removal cannot leave less
                 smaller = replace(smaller, model=gone.model)
                 kept = {name: gone.groups.get(name, (1, 1)) for name in removal.groups}
-                done = replace(removal, groups=kept, rise=smaller.mean_loss() - self.loss)
+                done = replace(removal, groups=kept, rise=replace(self.judge, model=gone.model).mean_loss() - self.loss)
                 plan, _ = _tried(smaller, self.left(done, smaller), quick)
                 if plan is not None:
                     made.append(_Level(smaller, done, plan))

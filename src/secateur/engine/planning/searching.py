@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 
-__all__ = ["Tried", "largest"]
+__all__ = ["Tried", "largest", "lasting", "next_limit", "patience", "scaled_limit"]
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ def largest(
     rounds: int,
     slack: float,
     log: bool = False,
+    patience: Callable[[int], float] = lambda tries: 1.0,
 ) -> tuple[Tried[T] | None, Tried[T] | None]:
     """Try limits until what is measured is at most the goal and near it, or the rounds are over.
 
@@ -49,6 +50,7 @@ def largest(
         rounds: how many limits are tried at most.
         slack: how far below the goal, as a share of it, is near enough.
         log: take the middle in the ratio.
+        patience: from the number of tries to what the slack is multiplied by; infinite takes any that meets the goal.
 
     Returns:
         The best that met the goal and the nearest that did not; None where there is none.
@@ -56,7 +58,7 @@ def largest(
     met: Tried[T] | None = None
     missed: Tried[T] | None = None
     low, high, limit = (0.0 if log else -math.inf), math.inf, start
-    for _ in range(rounds):
+    for tries in range(rounds):
         made = make(limit)
         if made is None:
             low, limit = max(low, limit), _between(limit, high, max(low, limit), log)
@@ -66,12 +68,12 @@ def largest(
         tried = Tried(limit, made, read(made))
         if tried.got <= goal:
             met, low = (tried if met is None or limit > met.limit else met), max(low, limit)
-            if tried.got >= goal * (1 - slack):
+            if tried.got >= goal * (1 - slack * patience(tries + 1)):
                 break
         else:
             missed, high = (tried if missed is None or tried.got < missed.got else missed), min(high, limit)
         limit = _between(propose(tried), high, low, log)
-        if limit in (low, high):
+        if limit in (low, high) or (met is not None and math.isinf(patience(tries + 1))):
             break
     return met, missed
 
@@ -85,3 +87,25 @@ def _between(wanted: float, high: float, low: float, log: bool) -> float:
     if math.isinf(low):
         return high / 2 if high > 0 else 2 * high
     return math.sqrt(low * high) if log and low > 0 else (low + high) / 2
+
+
+def lasting(weights: int, ms: float) -> float:
+    """Whether trying a choice takes long: 0 up to about a second, 1 from two; by rule, not by the clock."""
+    return min(1.0, max(0.0, 0.1 * weights / 1e6 + 12 * ms / 1e3 - 1.0))
+
+
+def patience(tries: int, long: float) -> float:
+    """By what the slack grows: where trying takes long, the last per cents are not worth another round."""
+    return math.inf if long >= 1 and tries > 1 else 1 + 3 * long
+
+
+def next_limit(tried: Tried[Any], goal: float, quantity: str, less: float) -> float:
+    """Of bytes a limit off by as much as the figure was; of milliseconds, by the same ratio and a little less."""
+    if quantity == "bytes":
+        return tried.limit + (goal - tried.got)
+    return tried.limit * less * goal / max(tried.got, 1e-9)
+
+
+def scaled_limit(tried: Tried[Any], goal: float) -> float:
+    """The loss grows about in proportion to the sum of its shares."""
+    return tried.limit * min(8.0, max(0.125, goal / tried.got)) if tried.got > 0 else 4 * tried.limit

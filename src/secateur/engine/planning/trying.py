@@ -18,18 +18,22 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from secateur.core.errors import ModelError
+from secateur.core.errors import ModelError, UsageError
 from secateur.core.masks import Masks
 from secateur.core.names import aliases, unwrap
 from secateur.core.task import Task
+from secateur.engine.planning.clocks import LONG
+from secateur.engine.planning.pieces import few
 from secateur.runtime import planfile
 from secateur.runtime.capture import Captured, capture
 from secateur.runtime.session import Session
 
-__all__ = ["Trial", "accuracy", "arrays_of", "call_ms", "write_plan"]
+__all__ = ["Trial", "accuracy", "arrays_of", "call_ms", "captured_of", "judged", "refuse_pruned", "write_plan"]
 
-_CALLS, _SECONDS = 7, 0.4
-"""A file is called so often at least, and for so long."""
+_CALLS, _FEW, _SECONDS = 7, 5, 0.4
+"""A file is called so often at least (of long calls a few less), and for so long."""
+WORK = 1.3e11
+"""Multiply-adds of a forward pass over the examples that losses are measured on, at most about."""
 
 
 class Trial:
@@ -39,12 +43,18 @@ class Trial:
         task: network, loss and data; left as they are.
         example: one batch of inputs on the CPU, as the network takes them.
         threads: of the compiled core; None takes one for each core.
+        captured: gives the captured network; None captures it when a file is needed.
+
+    Attributes:
+        size: bytes of the last file that was written.
     """
 
-    def __init__(self, task: Task, example: Any, threads: int | None) -> None:
+    def __init__(
+        self, task: Task, example: Any, threads: int | None, captured: Callable[[], Captured] | None = None
+    ) -> None:
         self.task = replace(task, model=copy.deepcopy(unwrap(task.model)).eval())
         self.example, self.threads = example, threads
-        self._given = task.model
+        self._given, self._capture, self.size = task.model, captured, 0
         self._before: dict[str, Tensor] = {}
         self._open = ExitStack()
         self._folder = tempfile.TemporaryDirectory(prefix="secateur-plan-", ignore_cleanup_errors=True)
@@ -79,7 +89,7 @@ class Trial:
         Raises:
             CaptureError: when the network cannot be captured, or parts of it stay in torch.
         """
-        return self._written(masks).stat().st_size
+        return (self._written(masks) if masks is not None else self._whole).stat().st_size
 
     def ms(self, masks: Masks | None = None) -> float:
         """Median milliseconds of a call of the plan file, opened anew.
@@ -107,14 +117,19 @@ class Trial:
     @cached_property
     def _dense(self) -> Session:
         """The file of the network as it was given, open until the end."""
-        session = Session(self._written(None, "dense"), threads=self.threads)
+        session = Session(self._whole, threads=self.threads)
         self._open.callback(session.close)
         return session
 
     @cached_property
+    def _whole(self) -> Path:
+        """The file of the network as it was given."""
+        return self._written(None, "dense")
+
+    @cached_property
     def _captured(self) -> Captured:
         """The network as it was given: captured once, whatever is pruned."""
-        return capture(copy.deepcopy(unwrap(self._given)).cpu().eval(), self.example)
+        return self._capture() if self._capture is not None else captured_of(self._given, self.example)
 
     def _written(self, masks: Masks | None, name: str = "pruned") -> Path:
         path = Path(self._folder.name) / f"{name}.safetensors"
@@ -127,11 +142,24 @@ class Trial:
             if not places:  # the graph has it in another form
                 self.prune(masks or Masks({}))
                 write_plan(self.task.model, self.example, path)
+                self.size = path.stat().st_size
                 return path
             for place in places:
                 weights[place] = np.where(mask.cpu().numpy(), weights[place], np.float32(0))
         planfile.write(path, self._captured.graph, weights)
+        self.size = path.stat().st_size
         return path
+
+
+def captured_of(model: nn.Module, example: Any) -> Captured:
+    """A network as the compiled core runs it; it stays as it is.
+
+    Raises:
+        CaptureError: when it cannot be captured.
+    """
+    bare = unwrap(model)
+    modes = any(module.training for module in bare.modules())
+    return capture(copy.deepcopy(bare).cpu().eval() if modes else bare, example)
 
 
 def write_plan(model: nn.Module, example: Any, path: Path) -> None:
@@ -149,10 +177,9 @@ def write_plan(model: nn.Module, example: Any, path: Path) -> None:
 def call_ms(session: Session, example: Any) -> float:
     """Median milliseconds of a call."""
     arrays, times = arrays_of(example), []
-    for _ in range(2):
-        session(*arrays)
+    least = _least(lambda: session(*arrays))
     end = time.perf_counter() + _SECONDS
-    while len(times) < _CALLS or time.perf_counter() < end:
+    while len(times) < least or time.perf_counter() < end:
         began = time.perf_counter()
         session(*arrays)
         times.append((time.perf_counter() - began) * 1e3)
@@ -162,11 +189,9 @@ def call_ms(session: Session, example: Any) -> float:
 def _in_turn(one: Callable[[], object], other: Callable[[], object]) -> float:
     """Median of the second's time over the first's, pair by pair."""
     ratios: list[float] = []
-    for _ in range(2):
-        one()
-        other()
+    least = max(_least(other), _least(one))
     end = time.perf_counter() + 2 * _SECONDS
-    while len(ratios) < _CALLS or time.perf_counter() < end:
+    while len(ratios) < least or time.perf_counter() < end:
         times = []
         for act in (one, other) if len(ratios) % 2 else (other, one):
             began = time.perf_counter()
@@ -176,11 +201,38 @@ def _in_turn(one: Callable[[], object], other: Callable[[], object]) -> float:
     return statistics.median(ratios)
 
 
+def _least(act: Callable[[], object]) -> int:
+    """How often something is to be called at least, after one or two calls that warm the caches."""
+    began = time.perf_counter()
+    act()
+    if (time.perf_counter() - began) * 1e3 > LONG:
+        return _FEW
+    act()
+    return _CALLS
+
+
 def arrays_of(example: Any) -> list[np.ndarray]:
     """The inputs of one batch as the compiled core takes them."""
     if isinstance(example, Mapping):
         return [t.numpy() for t in example.values()]
     return [t.numpy() for t in (example if isinstance(example, list | tuple) else (example,))]
+
+
+def judged(task: Task, macs: int, most: int | None) -> tuple[Task, str]:
+    """The task with the examples that losses are measured on, and what is to be said of it.
+
+    Args:
+        task: network, loss and data.
+        macs: multiply-adds of one example.
+        most: examples at most; None takes what a pass of about :data:`WORK` multiply-adds goes over.
+    """
+    limit = most if most is not None else max(8, int(WORK // max(macs, 1)))
+    there = 0
+    for _, _, count in task.batches():
+        there += count
+        if there > limit:
+            return few(task, limit), f"losses are those of the first {limit} examples: the network is large"
+    return task, ""
 
 
 def accuracy(task: Task) -> float:
@@ -201,3 +253,18 @@ def accuracy(task: Task) -> float:
     if not count:
         raise ModelError("no target counts towards accuracy: all of them are the ignored value -100.")
     return 100.0 * right / count
+
+
+def refuse_pruned(prunable: Mapping[str, Tensor]) -> None:
+    """Refuse a network with many zeros: what its layers cost and lose is forecast from the dense one.
+
+    Raises:
+        UsageError: naming the tensor with most.
+    """
+    zeros = {name: float((p.detach() == 0).float().mean()) for name, p in prunable.items() if bool(p.detach().any())}
+    worst = max(zeros, key=lambda name: zeros[name], default=None)
+    if worst is not None and zeros[worst] >= 0.05:
+        raise UsageError(
+            f"a plan layer by layer begins with a dense network; {zeros[worst]:.1%} of `{worst}` are zero already. "
+            'Pass the dense network, or prune further with one budget: `secateur prune --to "params 5%"`.'
+        )

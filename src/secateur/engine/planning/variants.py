@@ -22,7 +22,7 @@ from secateur.core.prunable import coverage
 from secateur.core.streams import stream
 from secateur.engine.planning.operators import Layer, Sharing, find_layers
 from secateur.runtime import planfile
-from secateur.runtime.capture import capture
+from secateur.runtime.capture import Captured, capture
 from secateur.runtime.session import Session
 
 __all__ = ["DENSE", "Choice", "Variants", "arrays_of", "draw", "kept_units"]
@@ -39,6 +39,7 @@ class Variants:
         model: The network, on the CPU.
         example: One batch.
         threads: Of the sessions.
+        captured: The network, captured with the example already; None captures it.
 
     Attributes:
         arrays: The batch as sessions take it.
@@ -54,7 +55,7 @@ class Variants:
         ModelError: nothing in it can be pruned.
     """
 
-    def __init__(self, model: nn.Module, example: Any, threads: int | None) -> None:
+    def __init__(self, model: nn.Module, example: Any, threads: int | None, captured: Captured | None = None) -> None:
         if _native.library() is None:
             raise UsageError(
                 f"milliseconds cannot be forecast: {_native.why_not()}, and the NumPy reference that runs instead has "
@@ -62,11 +63,12 @@ class Variants:
             )
         found = coverage(model)
         self._wanted = threads
-        captured = capture(model, example)
+        captured = captured if captured is not None else capture(model, example)
         self._graph, self._weights = captured.graph, captured.weights
         self._folder = Path(tempfile.mkdtemp(prefix="secateur-"))
         self.close = weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         self._made = 0
+        self._first: Session | None = None
         self.arrays = arrays_of(example)
         self.batch = len(self.arrays[0]) if self.arrays[0].ndim else 1
         names = {name: tuple(held) for name, held in aliases(model).items() if name in found.prunable}
@@ -81,7 +83,8 @@ class Variants:
 
     def as_it_is(self) -> Session:
         """The network with the zeros that it has."""
-        return self._open(self._weights)
+        first, self._first = self._first, None
+        return first if first is not None else self._open(self._weights)
 
     def session(self, chosen: Choice, seed: int) -> Session:
         """The network with zeros drawn at random; layers that are not named have no zeros at all.
@@ -113,7 +116,7 @@ class Variants:
         self, names: Mapping[str, tuple[str, ...]], shapes: Mapping[str, tuple[int, ...]]
     ) -> tuple[Sharing, str, int]:
         with contextlib.ExitStack() as stack:
-            own = stack.enter_context(self.as_it_is())
+            self._first = own = self._open(self._weights)  # the next that asks for it has it
             dense = own.explain(self.batch)
             sparse = dict(self._weights)
             for name, held in names.items():
