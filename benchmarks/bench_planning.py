@@ -75,6 +75,7 @@ def clocked(clock: Clock) -> Iterator[None]:
         (planner, "network_cost", "costs"), (planner, "loss_rises", "rises"), (Market, "best", "choosing"),
         (Market, "cheapest", "choosing"), (Market, "uniform", "choosing"), (Market, "least", "choosing"),
     ]  # fmt: skip
+    parts += [(planner, "captured_of", "costs"), (planner, "masks_of", "measuring"), (Task, "mean_loss", "measuring")]
     parts += [(Trial, name, "measuring") for name in ("prune", "loss", "accuracy", "bytes", "ms", "share")]
     kept = [(owner, name, getattr(owner, name)) for owner, name, _ in parts]
     for owner, name, phase in parts:
