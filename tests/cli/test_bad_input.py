@@ -102,7 +102,7 @@ PRUNE = [
     (["--to", "keep 999999999"], "prunable"),
     (["--to", "keep 1"], "empty whole layers"),
     (["--to", "smaller"], "params 5%"),
-    (["--to", "ms 12"], "forecast"),
+    (["--to", "ms 12"], "secateur plan RUN"),
     (["--to", "4:2"], "1 <= N < M"),
     (["--to", "2:7"], "input width"),
     (["--to", "macs 0.0001x"], "cannot be met"),

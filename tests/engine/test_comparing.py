@@ -321,7 +321,7 @@ def test_the_rest_of_the_budget_is_what_other_steps_leave():
 
 def test_a_measure_step_in_a_method_is_refused():
     own = {"name": "mine", "step": [{"do": "train", "epochs": "$epochs"}, {"do": "measure"}]}
-    with pytest.raises(UsageError, match="has a measure step; leave it out"):
+    with pytest.raises(UsageError, match="has a step to measure; leave it out"):
         Comparison.from_table(changed(method=[own]))
 
 
