@@ -34,6 +34,8 @@ BLOCK_LADDER = (0.7, 0.4, 0.2, 0.1, 0.04, 0.01)
 UNKNOWN = 1.0  # the error stated where no forecast was ever held against the clock
 AS_IS = "as it is"
 ANCHORS = (0.3, 0.1, 0.03)
+FEWER_ANCHORS = (0.3, 0.05)  # of large networks, all of whose layers are known
+LARGE = 10_000_000  # weights
 ANCHOR_ROUNDS = 3
 CHECKS = 3
 MEASURING, ANCHORING = 20.0, 2.5  # seconds of the clock for one network, at most about
@@ -81,7 +83,9 @@ def forecast(
     try:
         machine = Machine.here(variants.isa, variants.threads)
         missing = missing_rungs(table, machine, variants.layers, patterns)
-        choices: dict[str, Choice] = {f"anchor {d:g}": _uniform(variants, patterns, d) for d in ANCHORS}
+        weights = sum(math.prod(layer.shape) for layer in variants.layers.values())
+        anchors = FEWER_ANCHORS if weights >= LARGE and not missing else ANCHORS
+        choices: dict[str, Choice] = {f"anchor {d:g}": _uniform(variants, patterns, d) for d in anchors}
         if measure and missing:
             plans = _versions(variants, missing)
             say(f"{sum(map(len, missing.values()))} figures to measure, in {len(plans)} versions of the network")

@@ -32,7 +32,7 @@ __all__ = ["Trial", "accuracy", "arrays_of", "call_ms", "captured_of", "judged",
 
 _CALLS, _FEW, _SECONDS = 7, 5, 0.4
 """A file is called so often at least (of long calls a few less), and for so long."""
-WORK = 1.3e11
+WORK = 6.6e10
 """Multiply-adds of a forward pass over the examples that losses are measured on, at most about."""
 
 
