@@ -29,7 +29,7 @@ def test_refused_with_one_clear_error(name, tmp_path):
         read(path)
 
     message = str(caught.value)
-    assert len(message.splitlines()) == 1 and message.isprintable() and message.endswith((".", ")", "`"))
+    assert len(message.splitlines()) == 1 and message.isprintable() and message.endswith((".", ")", "`", "?"))
     assert str(tmp_path) in message
     assert "TypeCheckError" not in message
     assert not (tmp_path / "it-ran").exists()
