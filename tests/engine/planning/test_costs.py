@@ -93,6 +93,16 @@ def test_the_total_is_a_sum():
     assert made.total({"a": ("2:4", 0.5)}) == pytest.approx(5.5, abs=1e-12)
 
 
+def test_a_slower_machine_takes_so_many_times_as_long():
+    made, chosen = cost(), {"a": ("unstructured", 0.55), "b": ("4x1", 0.01)}
+    slow = made.times(1.75)
+
+    assert slow.now == pytest.approx(1.75 * made.now, rel=1e-12)
+    assert slow.total(chosen) == pytest.approx(1.75 * made.total(chosen), rel=1e-12)
+    assert slow.factor == pytest.approx(1.75 * made.factor, rel=1e-12)
+    assert (slow.error, slow.left) == (made.error, made.left)
+
+
 def test_the_total_never_falls_with_a_density():
     made = cost()
     totals = [made.total({"b": ("4x1", d), "a": ("unstructured", d)}) for d in np.linspace(0, 1, 50).tolist()]

@@ -161,14 +161,30 @@ def test_quality_is_measured_on_a_copy_and_met(to):
 
 def test_measured_milliseconds_stay_below_the_target():
     """However wrong the forecast is: at most nine tenths of what the clock says of the network as it is."""
-    wide = nn.Sequential(nn.Linear(512, 1024), nn.ReLU(), nn.Linear(1024, 512), nn.ReLU(), nn.Linear(512, 4))
-    x = torch.randn((8, 512), generator=torch.Generator().manual_seed(0))
-    task = Task(wide.eval(), CrossEntropy(), [(x, torch.arange(8) % 4)])
     plan = plan_network(
-        task, "latency 0.9x", how(("unstructured",), measure=True, compare=False, cost=_slow(), threads=1)
+        _wide(), "latency 0.9x", how(("unstructured",), measure=True, compare=False, cost=_slow(), threads=1)
     )
 
     assert plan.figures["ms"].measured <= 0.9 * plan.figures["ms"].before
+
+
+def test_a_share_of_the_time_is_forecast_at_the_pace_of_the_moment():
+    """What comes from another pace, here a thousand times as slow, is told in the milliseconds measured now."""
+    given = _slow().times(1000.0)
+    plan = plan_network(_wide(), "latency 0.9x", how(("unstructured",), measure=True, compare=False, cost=given))
+    ms = plan.figures["ms"]
+
+    chosen = {layer.name: (layer.pattern, layer.kept / layer.total) for layer in plan.layers if layer.pattern}
+    assert ms.before is not None and ms.forecast is not None and ms.measured is not None
+    assert ms.forecast / ms.before == pytest.approx(given.total(chosen) / given.now, rel=1e-4)  # whole weights
+    assert sum(layer.before["ms"] for layer in plan.layers) <= ms.before
+
+
+def _wide():
+    """Layers of the kit's names that the clock can tell apart."""
+    wide = nn.Sequential(nn.Linear(512, 1024), nn.ReLU(), nn.Linear(1024, 512), nn.ReLU(), nn.Linear(512, 4))
+    x = torch.randn((8, 512), generator=torch.Generator().manual_seed(0))
+    return Task(wide.eval(), CrossEntropy(), [(x, torch.arange(8) % 4)])
 
 
 def _slow():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from os import PathLike
 from typing import Any
 
@@ -79,6 +79,12 @@ class NetworkCost:
         if pattern not in curves:
             raise UsageError(f"{name!r} has no forecast for the pattern {pattern!r}. {nearest(pattern, curves)}")
         return curves[pattern].at(density)
+
+    def times(self, factor: float) -> NetworkCost:
+        """The cost on a machine that takes so many times as long."""
+        layers = {name: {word: curve.times(factor) for word, curve in by.items()} for name, by in self.layers.items()}
+        dense = {name: factor * ms for name, ms in self.dense.items()}
+        return replace(self, layers=layers, dense=dense, fixed=factor * self.fixed, factor=factor * self.factor)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""

@@ -113,8 +113,14 @@ class Planner:
         """The whole way."""
         with self.trying() as trial:
             self.trial = trial
+            self._keep_pace()
             choice, measured = self._resource() if self.aim.resource else self._quality()
             return self._told(choice, measured)
+
+    def _keep_pace(self) -> None:
+        """Bring the forecast to the pace of the moment: a share of the time now is asked for, and told beside it."""
+        if self.aim.quantity == "ms" and self.aim.relative and self.how.measure and self.cost is not None:
+            self.cost = self.cost.times(self._priced_now / self.cost.now)
 
     def trying(self) -> Trial:
         """A copy to prune; its loss is that of the examples that count."""
