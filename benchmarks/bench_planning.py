@@ -3,11 +3,11 @@
 Run: ``python benchmarks/bench_planning.py [--net resnet50] [--size 224] [--examples 64] [--to "latency 0.5x"]
 [--patterns unstructured] [--threads 2] [--write docs/results/plan.jsonl]``. A first run fills the table of
 ``$SECATEUR_CACHE`` (a folder of its own unless the variable is set); the second, in a process that has planned already,
-is timed. Phases: ``costs`` (capture, and the calls that bring remembered figures to the machine's pace), ``rises`` (the
-forecast of the loss), ``choosing`` (offers and the best choice among them), ``measuring`` (files written, called, and
-the loss of the pruned copy) and ``rest``. A phase within another counts as itself alone. Weights and examples are
-random; neither changes what planning has to do. On a machine that does other things too, the wall says less than the
-processors.
+is timed by phase; the third, in a new process, tells what a user waits for. Phases: ``costs`` (capture, and the calls
+that bring remembered figures to the machine's pace), ``rises`` (the forecast of the loss), ``choosing`` (offers and the
+best choice among them), ``measuring`` (files written, called, and the loss of the pruned copy) and ``rest``. A phase
+within another counts as itself alone. Weights and examples are random; neither changes what planning has to do. On a
+machine that does other things too, the wall says less than the processors.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -116,7 +118,17 @@ def timed(task: Task, to: str, how: planner.Planning) -> tuple[LayerPlan, Clock]
     return plan, clock
 
 
-def row(options: argparse.Namespace, plan: LayerPlan, clock: Clock, first: Clock) -> dict[str, Any]:
+def in_a_new_process(options: argparse.Namespace) -> dict[str, float]:
+    """Seconds of one plan where nothing is imported, compiled or remembered but the table."""
+    own = ["--net", options.net, "--size", options.size, "--examples", options.examples, "--to", options.to]
+    own += ["--threads", options.threads, "--patterns", *options.patterns, "--once"]
+    done = subprocess.run([sys.executable, __file__, *map(str, own)], stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def row(
+    options: argparse.Namespace, plan: LayerPlan, clock: Clock, first: Clock, fresh: dict[str, float]
+) -> dict[str, Any]:
     """What is written."""
     ms, parts = plan.figures["ms"], {"wall": clock.wall, "cpu": clock.cpu}
     return {
@@ -124,6 +136,7 @@ def row(options: argparse.Namespace, plan: LayerPlan, clock: Clock, first: Clock
         "threads": options.threads, "examples": options.examples, "batch": 1,
         **{f"{kind}_s": round(sum(by.values()), 2) for kind, by in parts.items()},
         **{f"{name}_{kind}_s": round(by[name], 2) for name in PHASES for kind, by in parts.items()},
+        **fresh,
         "first_wall_s": round(sum(first.wall.values()), 2), "first_cpu_s": round(sum(first.cpu.values()), 2),
         "before_ms": ms.before, "forecast_ms": ms.forecast, "measured_ms": ms.measured,
         "isa": plan.machine.get("isa"), "machine": cpu_name(),
@@ -140,11 +153,17 @@ def main() -> None:
     parser.add_argument("--patterns", nargs="+", default=["unstructured"])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--profile", type=Path, help="where the profile of the second run goes")
+    parser.add_argument("--once", action="store_true", help="one plan with what is remembered; its seconds as JSON")
     parser.add_argument("--write", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     task = task_of(options.net, options.size, options.examples)
     how = planner.Planning(tuple(options.patterns), threads=options.threads)
+    if options.once:
+        _, clock = timed(task, options.to, how)
+        seconds = {"wall": sum(clock.wall.values()), "cpu": sum(clock.cpu.values())}
+        print(json.dumps({f"fresh_{kind}_s": round(value, 2) for kind, value in seconds.items()}))
+        return
     with tempfile.TemporaryDirectory(prefix="secateur-") as folder:
         os.environ.setdefault("SECATEUR_CACHE", folder)
         _, first = timed(task, options.to, how)
@@ -159,9 +178,11 @@ def main() -> None:
             profile.dump_stats(options.profile)
         else:
             plan, clock = timed(task, options.to, how)
+        fresh = in_a_new_process(options)
     for name in PHASES:
         print(f"{name:<10} {clock.wall[name]:6.1f} s   processors {clock.cpu[name]:6.1f} s")
-    found = row(options, plan, clock, first)
+    print(f"a new process: {fresh['fresh_wall_s']:.1f} s, processors {fresh['fresh_cpu_s']:.1f} s")
+    found = row(options, plan, clock, first, fresh)
     print(json.dumps(found))
     if options.write:
         with open(options.write, "a", encoding="utf-8") as file:

@@ -81,11 +81,19 @@ def rises(rows: Sequence[Row]) -> list[str]:
             good, sure = (sum(bool(hit(row, part)) for row in some) for some in (judged, clear))
             inside = sum(row["low"] <= row[part] <= row["high"] for row in clear)
             ratio = float(np.median([row["forecast"] / row[part] for row in clear])) if clear else float("nan")
-            share = good / max(1, len(judged))
-            told = f"{good} ({share:.0%})" if share >= SHARE else f"**{good} ({share:.0%}), missed**"
-            cells = [net, f"{mine[0][loss]:.3f}", what, f"{len(judged)} of {len(mine)}", told, len(clear), sure, inside]
+            told, told_sure = verdict(good, len(judged)), verdict(sure, len(clear))
+            cells = [net, f"{mine[0][loss]:.3f}", what, f"{len(judged)} of {len(mine)}", told, len(clear), told_sure]
+            cells += [inside]
             lines.append(f"| {' | '.join(map(str, cells))} | {ratio:.2f} | {mine[0]['seconds']:.1f} |")
     return lines
+
+
+def verdict(good: int, count: int) -> str:
+    """How many of all, and whether these are enough."""
+    if not count:
+        return "none"
+    share = good / count
+    return f"{good} ({share:.0%})" if share >= SHARE else f"**{good} ({share:.0%}), missed**"
 
 
 def accuracies(rows: Sequence[Row]) -> list[str]:
@@ -119,11 +127,16 @@ def accuracies(rows: Sequence[Row]) -> list[str]:
 
 def planned(rows: Sequence[Row]) -> list[str]:
     """How long planning takes once the layers are in the table."""
-    lines = ["| network | target | threads | seconds | processor seconds | costs | rises | choosing | measuring |",
-             "|" + "---|" * 9]  # fmt: skip
+    lines = [
+        "| network | target | patterns | threads | seconds | of the processors | costs | rises | choosing | measuring "
+        "| in a new process, s | with nothing measured, s |",
+        "|" + "---|" * 12,
+    ]
     for row in rows:
         parts = [f"{row[f'{name}_wall_s']:.1f}" for name in ("costs", "rises", "choosing", "measuring")]
-        cells = [row["net"], row["to"], str(row["threads"]), f"{row['wall_s']:.1f}", f"{row['cpu_s']:.1f}", *parts]
+        parts += [f"{row['fresh_wall_s']:.1f}" if "fresh_wall_s" in row else "", f"{row['first_wall_s']:.1f}"]
+        about = [row["net"], row["to"], ", ".join(row["patterns"]), str(row["threads"])]
+        cells = [*about, f"{row['wall_s']:.1f}", f"{row['cpu_s']:.1f}", *parts]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 
