@@ -23,7 +23,7 @@ from secateur.engine.planning.pieces import pieces
 from secateur.engine.planning.probing import Law, Losses, Probe, fit, frontier
 from secateur.engine.planning.rises import DENSITIES, Rises, loss_rises, masks_for
 from secateur.engine.planning.roots import root
-from secateur.engine.planning.shares import shares
+from secateur.engine.planning.shares import _Heard, shares
 from secateur.solvers.exact_obs import ExactObs
 from secateur.testing.snapshot import changes, snapshot
 
@@ -409,3 +409,17 @@ def test_inputs_changed_in_place_are_told():
     with pytest.raises(ModelError, match="in place"):
         loss_rises(task, ["two.weight"], ["unstructured"], probes=0)
     assert not isinstance(Masks.dense(net)["two.weight"], nn.Parameter)
+
+
+def test_sums_stay_on_the_device_of_the_weights():
+    """On the meta device there are shapes but no numbers: a copy to the processor within the pass cannot be made."""
+    layer = nn.Linear(6, 4, device="meta")
+    options = {"weight": zeros(layer.weight.detach(), torch.rand(4, 6, device="meta"), [Unstructured()], RUNGS)}
+    heard = _Heard(options, 3, {}, {"weight": layer.weight.detach()})
+    heard.along["weight"] = []
+
+    heard.begin()
+    heard.add("weight", layer, torch.rand(3, 6, device="meta"), torch.rand(3, 4, device="meta"))
+
+    (total,) = heard.along["weight"]
+    assert total.device.type == "meta" and total.shape == (3, len(RUNGS)) and total.dtype == torch.float64

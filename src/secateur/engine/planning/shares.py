@@ -82,13 +82,13 @@ def shares(task: Task, options: Mapping[str, Options], examples: int, draws: int
     """
     places = {name: _called(name, owners(task.model)[name]) for name in options}
     layers = {name: modules for name, modules in places.items() if modules}
-    sums = {name: torch.zeros(every.width, dtype=torch.float64) for name, every in options.items()}
     random, count, held = stream(seed, "planning", "roots"), 0, _held(task, options)
     weights = {name: p.detach() for name, p in task.params().items()}
+    sums = {name: _zeros((every.width,), weights[name]) for name, every in options.items()}
     with frozen(task.model), recurrent(task.model):
         for inputs, target, n in pieces(task, examples):
             count += n
-            heard = _Heard(options, n, held)
+            heard = _Heard(options, n, held, weights)
             with torch.enable_grad(), _listening(layers, heard):
                 output = call(task.model, inputs, weights)
             made = directions(task.loss, output, target, draws, random)
@@ -96,7 +96,7 @@ def shares(task: Task, options: Mapping[str, Options], examples: int, draws: int
             _others(task, options, set(options) - heard.found, inputs, made.along, heard)
             for name, moved in heard.along.items():
                 sums[name] += made.rises(moved)
-    return Shares({name: total / count for name, total in sums.items()}, count)
+    return Shares({name: total.cpu().double() / count for name, total in sums.items()}, count)
 
 
 def _held(task: Task, options: Mapping[str, Options]) -> dict[str, Tensor]:
@@ -108,6 +108,11 @@ def _held(task: Task, options: Mapping[str, Options]) -> dict[str, Tensor]:
             break
         held[name] = options[name].columns(_ALL)
     return held
+
+
+def _zeros(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """Sums where a tensor lies: moving each term to the processor would wait for the device in every layer."""
+    return torch.zeros(shape, dtype=torch.float32 if like.device.type == "mps" else torch.float64, device=like.device)
 
 
 def _called(name: str, holders: Sequence[nn.Module]) -> list[nn.Module]:
@@ -123,8 +128,10 @@ def _plain(conv: Any) -> bool:
 class _Heard:
     """What each example's gradient says about the options, summed over the calls of a layer."""
 
-    def __init__(self, options: Mapping[str, Options], count: int, held: Mapping[str, Tensor]) -> None:
-        self.options, self.count, self.held = options, count, held
+    def __init__(
+        self, options: Mapping[str, Options], count: int, held: Mapping[str, Tensor], weights: Mapping[str, Tensor]
+    ) -> None:
+        self.options, self.count, self.held, self.weights = options, count, held, weights
         self.along: dict[str, list[Tensor]] = {}
 
     @property
@@ -134,7 +141,7 @@ class _Heard:
     def begin(self) -> None:
         """Before the backward pass of a further direction."""
         for name, every in self.along.items():
-            every.append(torch.zeros(self.count, self.options[name].width, dtype=torch.float64))
+            every.append(_zeros((self.count, self.options[name].width), self.weights[name]))
 
     def add(self, name: str, module: nn.Module, x: Tensor, slope: Tensor) -> None:
         """The gradient of a layer's output arrives."""
@@ -142,7 +149,7 @@ class _Heard:
         total = self.along[name][-1]
         for rows, gradients in _gradients(module, x, slope, self.count, options.width):
             columns = self.held[name] if name in self.held and rows == _ALL else options.columns(rows)
-            total += (gradients @ columns.to(gradients.dtype)).to(total.device, total.dtype)
+            total += (gradients @ columns.to(gradients.dtype)).to(total.dtype)
 
 
 @contextlib.contextmanager
@@ -240,7 +247,8 @@ def _others(
         for direction in along:
             scaled = replace(task, loss=_along, data=[(inputs, direction)])
             rows = [rows @ columns.to(rows.dtype) for rows in per_example_gradients(scaled, everything)]
-            heard.along[name].append(torch.cat(rows).double().cpu())
+            every = torch.cat(rows)
+            heard.along[name].append(every.to(_zeros((), every).dtype))
 
 
 def _along(output: Tensor, direction: Tensor) -> Tensor:
