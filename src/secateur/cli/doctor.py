@@ -104,7 +104,7 @@ def _totals(report: Report, shown: int) -> None:
     if half:
         print(f"as float16, {half:,} values would be subnormal or zero")
     for name, why in report.left.items():
-        print(f"not read: {name}: {why}")
+        print(f"not examined: {name}: {why}")
     if "ms" in report.speed:
         speed = report.speed
         print(f"compiled, here, one example, {speed['threads']} thread: about {speed['ms']:.3g} ms "

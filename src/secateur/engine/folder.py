@@ -7,12 +7,15 @@ weight), ``structure.json`` (how to build the network), ``recipe.toml`` (how it 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
 import os
 import platform
-from collections.abc import Mapping, Sequence
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,25 +60,26 @@ class Artefact:
     card: Mapping[str, Any]
 
     @classmethod
-    def open(cls, folder: str | Path) -> Artefact:
+    def open(cls, folder: str | Path, *, bare: bool = False) -> Artefact:
         """Open a folder and verify every file.
 
+        Args:
+            folder: where it is.
+            bare: take a folder without ``structure.json`` too, as ``adopt`` writes it without a class; the structure is
+                empty then, and the network cannot be built.
+
         Raises:
-            FileError: when it is missing, unfinished, or a file was changed or truncated.
+            FileError: when it is missing, unfinished, names files elsewhere, or a file was changed or truncated.
         """
         folder = resolve(Path(folder))
-        card = read_json(folder / CARD)
-        if not isinstance(card, dict) or not isinstance(card.get("files"), dict):
-            raise FileError(f"{folder / CARD} is not a card of this library. Make the folder again.")
-        if card.get("digest") != card_digest(card):
-            raise FileError(f"{folder / CARD} was changed after it was written (its digest differs). Restore a copy.")
-        for name, digest in card["files"].items():
-            if file_digest(folder / name) != digest:
-                raise FileError(
-                    f"{folder / name} is not the file that was saved (its digest differs from the one in {CARD}). "
-                    "Restore a copy, or run the step again after deleting the folder."
-                )
-        return cls(folder, read_json(folder / STRUCTURE), card)
+        card = _checked_card(folder)
+        if bare and STRUCTURE not in card["files"]:
+            return cls(folder, {}, card)
+        structure = read_json(folder / STRUCTURE)
+        about = structure.get("model") if isinstance(structure, dict) else None
+        if not isinstance(about, dict) or not isinstance(about.get("use"), str):
+            raise FileError(f"{folder / STRUCTURE} does not say how to build a network. Make the folder again.")
+        return cls(folder, structure, card)
 
     @property
     def digest(self) -> str:
@@ -125,6 +129,41 @@ class Artefact:
         load_state(net, self.state(), str(self.folder / WEIGHTS))
         self.masks().check(net)
         return net
+
+
+def _checked_card(folder: Path) -> dict[str, Any]:
+    """The card of a folder whose files are all its own and are those that were saved.
+
+    Raises:
+        FileError: when they are not. A digest is no seal: whoever makes the card can name any file in it.
+    """
+    card = read_json(folder / CARD)
+    if not isinstance(card, dict) or not isinstance(card.get("files"), dict):
+        raise FileError(f"{folder / CARD} is not a card of this library. Make the folder again.")
+    if card.get("digest") != card_digest(card):
+        raise FileError(f"{folder / CARD} was changed after it was written (its digest differs). Restore a copy.")
+    if WEIGHTS not in card["files"]:
+        raise FileError(f"{folder} holds no network, only results. Pass the folder of a step that has weights.")
+    for name, digest in card["files"].items():
+        if not _is_own(folder, name):
+            raise FileError(
+                f"{folder / CARD} names the file {ascii(name)[:80]}, which is no plain file in its own folder. "
+                "Get the folder again from where it was made."
+            )
+        if file_digest(folder / name) != digest:
+            raise FileError(
+                f"{folder / name} is not the file that was saved (its digest differs from the one in {CARD}). "
+                "Restore a copy, or run the step again after deleting the folder."
+            )
+    return card
+
+
+def _is_own(folder: Path, name: str) -> bool:
+    """Whether a name is that of an ordinary file in the folder itself (or of none): no path, link, pipe or device."""
+    if not name.isprintable() or name in ("", ".", "..") or {"/", "\\", ":"} & set(name) or name == CARD:
+        return False
+    path = folder / name
+    return not os.path.islink(path) and (os.path.isfile(path) or not os.path.exists(path))
 
 
 def opened(folders: Sequence[str]) -> list[tuple[str, Artefact]]:
@@ -256,6 +295,33 @@ def save(
     whole = {"format": "secateur.card/1", **card, "files": files, "made_by": origin()}
     write_json(folder / CARD, {**whole, "digest": card_digest(whole)})
     return Artefact.open(folder)
+
+
+@contextlib.contextmanager
+def new_folder(out: Path, flag: str) -> Iterator[Path]:
+    """A temporary neighbour that takes the name of a new folder when the block ends well, and else is gone.
+
+    Args:
+        out: the folder, which must not be there.
+        flag: the option that named it, for messages.
+
+    Raises:
+        FileError: when it cannot be written; nothing is left behind then.
+    """
+    temporary = None
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+        temporary.chmod(0o755)
+        yield temporary
+        temporary.replace(out)
+    except OSError as error:
+        raise FileError(
+            f"cannot write {out}: {error.strerror or error}. Choose another folder with `{flag}`."
+        ) from error
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def card_digest(card: Mapping[str, Any]) -> str:

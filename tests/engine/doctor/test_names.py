@@ -84,16 +84,80 @@ def test_nan_under_a_mask_is_gone_with_it(tmp_path):
     ids=["parallel", "compile", "both", "average"],
 )
 def test_prefixes_of_wrappers(tmp_path, wrap):
-    """The mended copy has the names of the network itself."""
-    net = clinic.fresh("mlp")
+    """The mended copy has the names of the network itself, which tells that ``module.`` is none of them."""
+    net, given = clinic.fresh("mlp"), {"net": "mlp", "options": {"model": clinic.NETS["mlp"][0]}}
     state = dict(wrap(net).state_dict())
 
-    report = clinic.look({n: t.clone() for n, t in state.items()}, tmp_path / "w.pt")
-    tensors, done = clinic.treat(tmp_path / "w.pt")
+    report = clinic.look({n: t.clone() for n, t in state.items()}, tmp_path / "w.pt", **given)
+    tensors, done = clinic.treat(tmp_path / "w.pt", **given)
 
     wrapped = [n for n in state if n != "n_averaged"]
     assert clinic.kinds(report) == [("prefix", tuple(wrapped), len(wrapped))]
     assert clinic.same(tensors, clinic.state_of(net)) and not done.report.findings
+
+
+class Holder(nn.Module):
+    """A class whose only child is called as DataParallel calls it."""
+
+    def __init__(self):
+        super().__init__()
+        self.module = nn.Linear(40, 40)
+
+
+def test_a_prefix_that_may_be_the_networks_own(tmp_path):
+    """Without the network nobody knows: it stays, and other faults are mended under the names of the file."""
+    state = clinic.state_of(Holder())
+    state["module.bias"][0] = 1e-41
+
+    report = clinic.look(state, tmp_path / "w.pt")
+    clinic.examine(tmp_path / "w.pt")
+    done = clinic.mend(tmp_path / "w.pt", tmp_path / "v.pt")
+
+    assert [(f.kind, f.severity, f.fixable) for f in report.findings] == [
+        ("module prefix", "warning", False), ("subnormal", "warning", True)
+    ]  # fmt: skip
+    assert "--net" in report.findings[0].cure
+    assert [f.kind for f in done.fixed] == ["subnormal"] and [f.kind for f in done.report.findings] == ["module prefix"]
+    Holder().load_state_dict(torch.load(tmp_path / "v.pt", weights_only=True))
+    known = clinic.examine(tmp_path / "v.pt", clinic.Beside(net=f"{__name__}:Holder"))
+    assert known.findings == ()
+
+
+@pytest.mark.parametrize("last", [[], ["x.weight_u", "x.weight_v"], ["x.weight_g"]])
+def test_an_original_without_its_mask(tmp_path, last):
+    """Half of what torch.nn.utils.prune keeps; beside the vectors of a norm it is no pruning."""
+    state = {"x.weight_orig": torch.randn(8, 8), "x.bias": torch.randn(8), **{n: torch.randn(8) for n in last}}
+
+    report = clinic.look(state, tmp_path / "w.pt")
+
+    expected = [] if last else [("mask lost", ("x.weight_orig",), 1)]
+    assert clinic.kinds(report) == expected and not report.fixable
+
+
+def test_a_mask_without_its_weight(tmp_path):
+    """A file of nothing but masks lacks nothing, and other masks are none of pruning."""
+    mask = (torch.rand(8, 8) > 0.5).float()
+    state = {"x.weight_mask": mask, "y.weight": torch.randn(8, 8), "attention.causal_mask": mask}
+
+    assert clinic.kinds(clinic.look(state, tmp_path / "w.pt")) == [("weight lost", ("x.weight_mask",), 1)]
+    assert clinic.kinds(clinic.look({"x.weight_mask": mask}, tmp_path / "masks.pt")) == []
+
+
+@pytest.mark.parametrize("start", ["", "module.", "_orig_mod."])
+def test_a_mask_beside_its_weight(tmp_path, start):
+    """It is applied; modules that multiply on the way find both again."""
+    weight, mask = torch.randn(8, 8), (torch.rand(8, 8) > 0.5).float()
+    state = {f"{start}x.weight": weight, f"{start}x.weight_mask": mask, f"{start}y.weight": torch.randn(8, 8)}
+
+    report = clinic.look(state, tmp_path / "w.pt")
+    tensors, done = clinic.treat(tmp_path / "w.pt")
+
+    count = int((mask == 0).sum())
+    assert ("mask not applied", ("x.weight",), count) in clinic.kinds(report)
+    assert "mask not applied" not in {f.kind for f in done.report.findings}
+    end = start.removeprefix("_orig_mod.")
+    expected = {"x.weight": weight * mask, "x.weight_mask": mask, "y.weight": state[f"{start}y.weight"]}
+    assert clinic.same(tensors, {f"{end}{name}": tensor for name, tensor in expected.items()})
 
 
 def test_a_part_that_was_compiled(tmp_path):

@@ -43,7 +43,7 @@ def tied(state, random):
 
 
 def wrapped(state, random):
-    renamed = {f"module.{name}": tensor for name, tensor in state.items()}
+    renamed = {f"_orig_mod.{name}": tensor for name, tensor in state.items()}
     state.clear()
     state.update(renamed)
     return {"prefix"}

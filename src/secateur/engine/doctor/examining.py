@@ -6,23 +6,26 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from secateur.engine.doctor import masked, names, norms, pairs, removable, units, values
+from secateur.engine.doctor import leftovers, masked, names, norms, pairs, removable, units, values
 from secateur.engine.doctor.findings import Check, Finding
 from secateur.engine.doctor.opening import Beside, Source, open_subject
 from secateur.engine.doctor.speed import expected_speed
 from secateur.engine.doctor.subject import Subject
+from secateur.engine.foreign.guard import contained
 
-_NAMES: tuple[Check, ...] = (names.CHECKS["leftovers"], names.CHECKS["prefixes"])
+NAMES: tuple[Check, ...] = (
+    leftovers.CHECKS["order"], leftovers.CHECKS["leftovers"], leftovers.CHECKS["halves"], names.CHECKS["prefixes"],
+)  # fmt: skip
 # In the order in which faults are mended: names first, since masks and pairs go by them; what sets zeros before what
 # copies them; statistics last, since they depend on the weights.
 CHECKS: tuple[Check, ...] = (
-    *_NAMES,
+    *NAMES,
     values.CHECKS["not finite"],
     masked.CHECKS["strangers"], masked.CHECKS["closed"], masked.CHECKS["leaks"],
     values.CHECKS["near zero"], values.CHECKS["subnormal"],
     masked.CHECKS["n:m"], masked.CHECKS["vectors"],
     pairs.CHECKS["ties"], pairs.CHECKS["averages"], pairs.CHECKS["optimizer"],
-    norms.CHECKS["impossible"], norms.CHECKS["never taken"], norms.CHECKS["stale"],
+    norms.CHECKS["odd"], norms.CHECKS["impossible"], norms.CHECKS["never taken"], norms.CHECKS["stale"],
     values.CHECKS["constant"], values.CHECKS["types"],
     units.CHECKS["dead"], removable.CHECKS["removable"], units.CHECKS["zeros"],
     units.CHECKS["left"], names.CHECKS["duplicates"],
@@ -40,7 +43,7 @@ class Report:
         findings: what is wrong.
         notes: what is not wrong, but worth knowing.
         masked: whether masks were there to compare with.
-        left: entries that were not read, and why.
+        left: entries that were not looked at, or not in every way, and why.
         speed: milliseconds expected on this machine, or why they are not known; empty where nobody asked.
     """
 
@@ -83,17 +86,20 @@ def examine(path: Path, beside: Beside | None = None, *, speed: bool = False) ->
 
     Cost: some twenty passes over the tensors; with network and data also three passes over 512 examples.
     """
-    subject, source = open_subject(path, beside or Beside())
-    report = report_on(subject, source)
-    return replace(report, speed=expected_speed(subject)) if speed else report
+    with contained(path, "examined"):
+        subject, source = open_subject(path, beside or Beside())
+        report = report_on(subject, source)
+        return replace(report, speed=expected_speed(subject)) if speed else report
 
 
 def report_on(subject: Subject, source: Source) -> Report:
     """The report on tensors that are read already."""
-    plain = names.normalised(subject)  # masks and pairs go by plain names
-    found = [finding for check in CHECKS for finding in check.find(subject if check in _NAMES else plain)]
+    plain = leftovers.normalised(subject)  # masks and pairs go by plain names
+    found = [finding for check in CHECKS for finding in check.find(subject if check in NAMES else plain)]
+    left = dict(source.foreign.left) if source.foreign is not None else {}
+    left |= {name: "neither the network nor an average of it; only NaN was looked for" for name in subject.others}
     return Report(
         subject.path, subject.kind, tuple(values.row(name, tensor) for name, tensor in subject.tensors.items()),
         tuple(f for f in found if f.severity != "note"), tuple(f for f in found if f.severity == "note"),
-        subject.masked, dict(source.foreign.left) if source.foreign is not None else {},
+        subject.masked, left,
     )  # fmt: skip

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from secateur.engine.doctor.subject import Subject
@@ -60,3 +62,12 @@ def listed(names: list[str] | tuple[str, ...], most: int = 4) -> str:
     """
     shown = ", ".join(f"`{name}`" for name in names[:most])
     return f"{shown} and {len(names) - most:,} more" if len(names) > most else shown
+
+
+def typed(path: Path) -> str:
+    """A path as a shell takes it, whatever its name holds.
+
+    >>> typed(Path("my net$(ls).pt"))
+    "'my net$(ls).pt'"
+    """
+    return shlex.quote(str(path)) if str(path).isprintable() else "FILE"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from secateur.core.patterns import NM
 from secateur.engine.doctor.findings import Check, Finding
-from secateur.engine.doctor.names import parts
+from secateur.engine.doctor.leftovers import beside, parts
 from secateur.engine.doctor.subject import Subject, real, zeros
 
 _SHARE = 0.95  # of the groups that follow a pattern, from which on the others are taken for a fault
@@ -27,7 +28,7 @@ def _strangers(subject: Subject) -> list[Finding]:
         )
         for name, mask in odd.items()
     ]  # fmt: skip
-    for original, mask in parts(subject.tensors).values():
+    for original, mask in (*parts(subject.tensors).values(), *beside(subject.tensors).items()):
         shapes = [list(subject.tensors[name].shape) for name in (original, mask)]
         if shapes[0] != shapes[1]:
             found.append(Finding(
@@ -64,7 +65,8 @@ def _leaks(subject: Subject) -> list[Finding]:
             found.append(Finding(
                 "mask not applied", (name,),
                 f"{alive:,} of {int((~mask).sum()):,} pruned weights of `{name}` are not zero", alive,
-                "call `secateur.Masks.load(path).apply_(model)` and save again", True,
+                f"`state[{name!r}] *= state[{f'{name}_mask'!r}]`" if f"{name}_mask" in subject.tensors
+                else "call `secateur.Masks.load(path).apply_(model)` and save again", True,
             ))  # fmt: skip
     return found
 
@@ -125,13 +127,13 @@ def _nearly_nm(subject: Subject) -> list[Finding]:
             continue
         pattern, above = broken
         count, shown = int(above.sum()), ", ".join(map(str, above.nonzero().flatten()[:6].tolist()))
-        n, m = pattern.n, pattern.m
+        n, m, turn = pattern.n, pattern.m, ".t()" if lying is not None and lying[1] else ""
         found.append(Finding(
             "broken N:M", (name,),
             f"`{name}` is {pattern} in {len(above) - count:,} of {len(above):,} groups, but not in {count:,} "
             f"(number {shown}{', ...' if count > 6 else ''}): kernels for {pattern} will not take it", count,
-            f"keep the {n} largest of each group: `w *= secateur.core.patterns.NM({n}, {m}).mask(w.abs(), "
-            f"w.numel() // {m} * {n})`", True, "warning",
+            f"keep the {n} largest of each group: `from secateur.core.patterns import NM; "
+            f"w *= NM({n}, {m}).mask(w{turn}.abs(), w.numel() // {m} * {n}){turn}`", True, "warning",
         ))  # fmt: skip
     return found
 
@@ -179,7 +181,7 @@ def _pruned_vectors(subject: Subject) -> list[Finding]:
                 "pruned vector", (name,),
                 f"{count:,} of {tensor.numel():,} values of `{name}` are zero by pruning: biases, scales and "
                 "statistics are few and each matters", count,
-                f"prune the weights alone, with `--skip {name!r}`, or take `{name}` from the dense network",
+                f"prune the weights alone, with `--skip {shlex.quote(name)}`, or take `{name}` from the dense network",
                 severity="warning",
             ))  # fmt: skip
     return found

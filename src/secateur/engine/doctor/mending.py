@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from secateur.core.errors import FileError, UsageError
-from secateur.core.files import file_digest, read_json, write_json, write_tensors, writing
+from secateur.core.files import file_digest, write_json, write_tensors
 from secateur.core.masks import Masks
-from secateur.engine.doctor.examining import CHECKS, Report, examine
-from secateur.engine.doctor.findings import Finding
+from secateur.engine.doctor import leftovers
+from secateur.engine.doctor.examining import CHECKS, NAMES, Report, examine
+from secateur.engine.doctor.findings import Check, Finding
+from secateur.engine.doctor.names import stripped
 from secateur.engine.doctor.opening import Beside, Source, names_of, open_subject
 from secateur.engine.doctor.subject import Subject
-from secateur.engine.folder import CARD, MASKS, WEIGHTS, Artefact, card_digest, clean
+from secateur.engine.folder import CARD, MASKS, WEIGHTS, Artefact, card_digest, clean, new_folder
 from secateur.engine.foreign import Foreign
-from secateur.engine.foreign.torchfile import load_object
-
-_OPTIMIZERS = ("optimizer", "optimizer_state_dict", "optim", "optimizer_states", "opt")
+from secateur.engine.foreign.guard import contained
 
 
 @dataclass(frozen=True)
@@ -60,101 +58,115 @@ def mend(path: Path, out: Path, beside: Beside | None = None) -> Mended:
     Cost: one examination for each of the two, one pass for each finding, and the writing.
     """
     given = beside or Beside()
-    _refuse(path, out)
-    subject, source = open_subject(path, given)
-    for other in (given.masks, given.ema, given.dense):
-        if other is not None and out.resolve() == other.resolve():
-            raise UsageError(f"--fix {out} is a file that was given to be read; name a new file.")
-    whole, fixed = mended(subject)
-    if source.artefact is not None:
-        _write_folder(source.artefact, out, whole, fixed)
-    elif source.foreign is not None:
-        _write_foreign(source, out, subject, whole)
-    again = replace(given, masks=None) if source.artefact is not None else given
-    return Mended(out, tuple(fixed), examine(out, again))
+    with contained(path, "mended"):
+        _refuse(path, out)
+        subject, source = open_subject(path, given)
+        for other in (given.masks, given.ema, given.dense):
+            if other is not None and out.resolve() == other.resolve():
+                raise UsageError(f"--fix {out} is a file that was given to be read; name a new file.")
+        lost = leftovers.CHECKS["order"].find(subject)
+        whole, fixed = mended(subject)
+        beside_it = _write(source, out, subject, whole, fixed)
+        again = replace(given, masks=None) if source.artefact is not None else given
+        try:
+            report = examine(out, again)
+        except BaseException:
+            _remove(out, beside_it)
+            raise
+    # what the original's names told is not to be seen in the copy any more
+    return Mended(out, tuple(fixed), replace(report, findings=(*lost, *report.findings)))
 
 
 def _refuse(path: Path, out: Path) -> None:
     if out.resolve() == path.resolve():
         raise UsageError(f"--fix {out} is the original, which is never touched; name a new file.")
-    if out.exists():
+    if out.exists() or out.is_symlink():
         raise UsageError(f"--fix {out} is there already; name a new file, or remove it first.")
     if path.is_dir() and out.resolve().is_relative_to(path.resolve()):
         raise UsageError(f"--fix {out} lies inside {path}; name a folder elsewhere.")
 
 
+def _remove(out: Path, beside: Path | None) -> None:
+    if out.is_dir():
+        shutil.rmtree(out, ignore_errors=True)
+    else:
+        out.unlink(missing_ok=True)
+    if beside is not None:
+        beside.unlink(missing_ok=True)
+
+
 def mended(subject: Subject) -> tuple[Subject, list[Finding]]:
     """The subject without what can be mended, and what that was."""
-    fixed = []
+    fixed: list[Finding] = []
+    for check in NAMES:
+        subject = _without(check, subject, fixed)
+    subject, restore = stripped(subject)
     for check in CHECKS:
-        if check.mend is None:
-            continue
-        for finding in check.find(subject):
-            if finding.fixable:
-                subject = check.mend(subject, finding)
-                fixed.append(finding)
-    return subject, fixed
+        subject = _without(check, subject, fixed) if check not in NAMES else subject
+    return restore(subject), fixed
+
+
+def _without(check: Check, subject: Subject, fixed: list[Finding]) -> Subject:
+    """The subject without what one check finds; what was mended is added to the list."""
+    if check.mend is None:
+        return subject
+    for finding in check.find(subject):
+        if finding.fixable:
+            subject = check.mend(subject, finding)
+            fixed.append(finding)
+    return subject
+
+
+def _write(source: Source, out: Path, before: Subject, after: Subject, fixed: list[Finding]) -> Path | None:
+    """Write the copy, whole or not at all; gives the file of masks that was written beside it, if one was."""
+    if source.artefact is not None:
+        _write_folder(source.artefact, out, after, fixed)
+    elif source.foreign is not None:
+        return _write_foreign(source.foreign, out, before, after)
+    return None
 
 
 def _write_folder(artefact: Artefact, out: Path, subject: Subject, fixed: list[Finding]) -> None:
     """A step's folder with other weights; its card says what was mended, and that its figures are from before."""
-    files = dict(artefact.card["files"])
-    try:
-        out.mkdir(parents=True)
+    files = dict(artefact.card["files"])  # plain names in the folder itself: it was opened
+    with new_folder(out, "--fix") as folder:
         for name in files:
             if name not in (WEIGHTS, MASKS):
-                shutil.copyfile(artefact.folder / name, out / name)
-    except OSError as error:
-        raise FileError(
-            f"cannot write {out}: {error.strerror or error}. Choose another folder with `--fix`."
-        ) from error
-    state = {name: clean(tensor) for name, tensor in subject.tensors.items()}
-    files[WEIGHTS] = write_tensors(out / WEIGHTS, state, {"format": "pt"})
-    files[MASKS] = Masks(subject.masks).save(out / MASKS, weights=files[WEIGHTS])
-    card = {key: value for key, value in read_json(artefact.folder / CARD).items() if key != "digest"}
-    card |= {"files": {name: files.get(name) or file_digest(out / name) for name in files}}
-    card["mended"] = {"from": artefact.digest, "what": [f.what for f in fixed], "figures": "measured before mending"}
-    write_json(out / CARD, {**card, "digest": card_digest(card)})
+                shutil.copyfile(artefact.folder / name, folder / name)
+        state = {name: clean(tensor) for name, tensor in subject.tensors.items()}
+        files[WEIGHTS] = write_tensors(folder / WEIGHTS, state, {"format": "pt"})
+        files[MASKS] = Masks(subject.masks).save(folder / MASKS, weights=files[WEIGHTS])
+        for name, digest in files.items():
+            if file_digest(folder / name) != digest:
+                raise FileError(f"{artefact.folder / name} changed while it was copied. Run the command again.")
+        card = {key: value for key, value in artefact.card.items() if key != "digest"} | {"files": files}
+        what = [finding.what for finding in fixed]
+        card["mended"] = {"from": artefact.digest, "what": what, "figures": "measured before mending"}
+        write_json(folder / CARD, {**card, "digest": card_digest(card)})
 
 
-def _write_foreign(source: Source, out: Path, before: Subject, after: Subject) -> None:
-    foreign = source.foreign
-    if foreign is None:
-        return
-    foreign.write(out, after.tensors)
-    if foreign.kind == "torch" and (after.averages is not before.averages or after.optimizer is not before.optimizer):
-        try:
-            _write_aside(foreign, out, after)
-        except BaseException:
-            out.unlink(missing_ok=True)
-            raise
-    if before.masked and out.name == WEIGHTS and before.masks and not (out.parent / MASKS).exists():
-        Masks(after.masks).save(out.parent / MASKS)
+def _write_foreign(foreign: Foreign, out: Path, before: Subject, after: Subject) -> Path | None:
+    others = _averages(foreign, before, after) or None
+    foreign.write(out, after.tensors, others, after.optimizer if after.optimizer is not before.optimizer else None)
+    beside = out.parent / MASKS
+    if not (before.masked and before.masks and out.name == WEIGHTS) or beside.exists():
+        return None
+    try:
+        Masks(after.masks).save(beside)
+    except BaseException:
+        _remove(out, None)
+        raise
+    return beside
 
 
-def _write_aside(foreign: Foreign, out: Path, after: Subject) -> None:
-    """Averages and the optimizer's state, into the checkpoint that holds the new weights already."""
-    whole, old = load_object(out)
+def _averages(foreign: Foreign, before: Subject, after: Subject) -> dict[str, dict[str, Tensor]]:
+    """Tensors of averages in the file that changed, by the names that they have there."""
+    found = {}
     for name, tensors in after.averages.items():
-        if name in after.outside or name not in whole:
+        if name in after.outside:
             continue
         paths = names_of(foreign.facts["others"][name], foreign.tensors)
-        new = {path: tensors[known] for path, known in paths.items() if known in tensors}
-        whole[name] = _replaced(whole[name], new)
-    for name in _OPTIMIZERS:
-        if name in whole and after.optimizer is not None:
-            whole[name] = dict(after.optimizer)
-            break
-    with writing(out) as temporary, open(temporary, "wb") as file:
-        torch.save(whole, file, _use_new_zipfile_serialization=not old)
-
-
-def _replaced(place: Any, new: Mapping[str, Tensor], prefix: str = "") -> Any:
-    """Tables and lists with the tensors that the dotted names say."""
-    if isinstance(place, Tensor):
-        return new.get(prefix.removesuffix("."), place)
-    if isinstance(place, Mapping):
-        return {key: _replaced(value, new, f"{prefix}{key}.") for key, value in place.items()}
-    if isinstance(place, list | tuple):
-        return type(place)(_replaced(value, new, f"{prefix}{index}.") for index, value in enumerate(place))
-    return place
+        old = before.averages[name]
+        new = {path: tensors[known] for path, known in paths.items() if tensors[known] is not old[known]}
+        found |= {name: new} if new else {}
+    return found

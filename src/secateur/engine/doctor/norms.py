@@ -14,8 +14,8 @@ from secateur.core.names import unwrap
 from secateur.core.streams import stream
 from secateur.core.task import Task
 from secateur.data import Loader
-from secateur.engine.doctor.findings import Check, Finding, listed
-from secateur.engine.doctor.names import normalised
+from secateur.engine.doctor.findings import Check, Finding, listed, typed
+from secateur.engine.doctor.leftovers import normalised
 from secateur.engine.doctor.subject import Subject, real
 from secateur.engine.doctor.units import silent_rows
 from secateur.engine.folder import load_state
@@ -24,34 +24,57 @@ from secateur.engine.recovering import normed, reestimate
 EXAMPLES = 512
 _FAR = 0.5  # standard deviations that a mean may be away; and the factor that a variance may be off, less one
 _CHANNELS = 0.25  # share of a layer's channels from which on it is stale
-_CURE = "take them anew: `secateur doctor FILE --net NAME --data NAME --fix OUT`"
 
 
 def _layers(tensors: Mapping[str, Tensor]) -> list[str]:
     """Stems of the names of normalisations with statistics, such as ``"body.1."``."""
     stems = [name.removesuffix("running_var") for name in tensors if name.endswith("running_var")]
-    return [stem for stem in stems if f"{stem}running_mean" in tensors]
+    return [stem for stem in stems if f"{stem}running_mean" in tensors and not _misshapen(tensors, stem)]
+
+
+def _misshapen(tensors: Mapping[str, Tensor], stem: str) -> str:
+    """Why two tensors cannot be mean and variance of the same channels; empty where they can."""
+    mean, variance = tensors[f"{stem}running_mean"], tensors[f"{stem}running_var"]
+    if mean.shape != variance.shape or mean.dim() != 1:
+        return f"means of shape {list(mean.shape)} and variances of shape {list(variance.shape)}"
+    kinds = {str(t.dtype).removeprefix("torch.") for t in (mean, variance) if not t.is_floating_point()}
+    return f"statistics of type {', '.join(sorted(kinds))}" if kinds else ""
+
+
+def _odd(subject: Subject) -> list[Finding]:
+    """Statistics that no normalisation could have written."""
+    stems = [name.removesuffix("running_var") for name in subject.tensors if name.endswith("running_var")]
+    told = {s: _misshapen(subject.tensors, s) for s in stems if f"{s}running_mean" in subject.tensors}
+    return [
+        Finding(
+            "odd statistics", (f"{stem}running_mean", f"{stem}running_var"),
+            f"`{stem}running_mean` and `{stem}running_var`: {why}; they do not belong together", 1,
+            "take both from one checkpoint",
+        )
+        for stem, why in told.items() if why
+    ]  # fmt: skip
 
 
 def _impossible(subject: Subject) -> list[Finding]:
-    found = []
+    bad: list[tuple[str, int, str]] = []
     for stem in _layers(subject.tensors):
         name = f"{stem}running_var"
         variance, mean = real(subject.tensors[name]), real(subject.tensors[f"{stem}running_mean"])
         negative = int((variance < 0).sum())
         zero = int((variance == 0).sum()) - _explained(subject, variance, mean)
         if negative:
-            found.append(Finding(
-                "bad variance", (name,), f"`{name}`: {negative:,} of {variance.numel():,} variances are negative, so "
-                "the outputs are NaN", negative, _cure(subject), _can(subject),
-            ))  # fmt: skip
+            bad.append((name, negative, "variances are negative, so the outputs are NaN"))
         elif zero > 0:
-            found.append(Finding(
-                "bad variance", (name,), f"`{name}`: {zero:,} of {variance.numel():,} variances are zero though the "
-                "channels carry something: they are blown up instead of normalised", zero, _cure(subject),
-                _can(subject),
-            ))  # fmt: skip
-    return found
+            why = "variances are zero though the channels carry something: they are blown up instead of normalised"
+            bad.append((name, zero, why))
+    falls = bool(bad) and _falls(subject)
+    return [
+        Finding(
+            "bad variance", (name,), f"`{name}`: {count:,} of {subject.tensors[name].numel():,} {why}", count,
+            _cure(subject, falls), falls,
+        )
+        for name, count, why in bad
+    ]  # fmt: skip
 
 
 def _explained(subject: Subject, variance: Tensor, mean: Tensor) -> int:
@@ -66,14 +89,25 @@ def _explained(subject: Subject, variance: Tensor, mean: Tensor) -> int:
     return int(fine.sum())
 
 
-def _cure(subject: Subject) -> str:
-    if subject.net is None or subject.data is None:
-        return _CURE.replace("FILE", str(subject.path))
+def _cure(subject: Subject, falls: bool) -> str:
+    if not _can(subject):
+        return f"take them anew: `secateur doctor {typed(subject.path)} --net NAME --data NAME --fix OUT`"
+    if not falls:
+        return "take an earlier checkpoint; with the statistics of this data the loss is no lower"
     return "write a copy with the statistics of the data: the same command with `--fix OUT`"
 
 
 def _can(subject: Subject) -> bool:
     return subject.net is not None and subject.data is not None
+
+
+def _falls(subject: Subject) -> bool:
+    """Whether the loss falls with the statistics of the data; one that is not a number yet may become any."""
+    measured = _measured(subject)
+    if measured is None:
+        return False
+    before, after = measured[2]
+    return bool(after.isfinite()) and not bool(after >= before)
 
 
 def _never_taken(subject: Subject) -> list[Finding]:
@@ -83,18 +117,24 @@ def _never_taken(subject: Subject) -> list[Finding]:
         about = {key: subject.tensors.get(f"{stem}{key}") for key in ("weight", "bias", "num_batches_tracked")}
         mean, variance = (real(subject.tensors[f"{stem}running_{key}"]) for key in ("mean", "var"))
         seen = about["num_batches_tracked"]
-        if not bool((mean == 0).all() and (variance == 1).all()) or (seen is not None and bool((seen != 0).any())):
+        if (
+            not len(mean)
+            or not bool((mean == 0).all() and (variance == 1).all())
+            or (seen is not None and bool((seen != 0).any()))
+        ):
             continue
         if any(
-            t is not None and bool((real(t) != real(t).flatten()[0]).any()) for t in (about["weight"], about["bias"])
+            t is not None and t.numel() and bool((real(t) != real(t).flatten()[0]).any())
+            for t in (about["weight"], about["bias"])
         ):
             found.append(f"{stem}running_mean")
     if not found:
         return []
+    falls = _falls(subject)
     return [Finding(
         "statistics never taken", tuple(found),
         f"{listed(found)}: means are 0 and variances 1, as at the start, though scales and shifts were trained",
-        len(found), _cure(subject), _can(subject),
+        len(found), _cure(subject, falls), falls,
     )]  # fmt: skip
 
 
@@ -157,21 +197,24 @@ def _stale(subject: Subject) -> list[Finding]:
     if not stale:
         return []
     count = sum(int(far[name].sum()) for name in stale)
+    falls = bool(
+        losses[1] < losses[0]
+    )  # else the network may have been trained on other examples, and the file is right
     return [Finding(
         "stale statistics", tuple(stale),
         f"{listed(stale)}: {count:,} channels have other means and variances on the data (loss {losses[0]:.3f} as it "
-        f"is, {losses[1]:.3f} with those of the data)", count, _cure(subject), True, "warning",
+        f"is, {losses[1]:.3f} with those of the data)", count, _cure(subject, falls), falls,
+        "warning" if falls else "note",
     )]  # fmt: skip
 
 
 def _renew(subject: Subject, finding: Finding) -> Subject:
     """The statistics of the data in the place of all that the file holds."""
     del finding
-    batches = examples(subject)
-    if subject.net is None or batches is None:
+    measured = _measured(subject)
+    if measured is None or not _falls(subject):
         return subject
-    net = network(subject)
-    reestimate(Task(net, CrossEntropy(), batches))
+    net = measured[1]
     parts = ("running_mean", "running_var", "num_batches_tracked")
     return subject.changed({
         name: tensor.detach().clone().to(subject.tensors[name].dtype)
@@ -181,6 +224,7 @@ def _renew(subject: Subject, finding: Finding) -> Subject:
 
 
 CHECKS = {
+    "odd": Check(_odd),
     "impossible": Check(_impossible, _renew),
     "never taken": Check(_never_taken, _renew),
     "stale": Check(_stale, _renew),

@@ -11,22 +11,23 @@ import torch
 from torch import Tensor, nn
 
 from secateur.core import streams
-from secateur.core.errors import FileError
+from secateur.core.errors import FileError, UsageError
 from secateur.core.files import read_tensors
 from secateur.core.masks import Masks
 from secateur.data import Dataset
 from secateur.data import load as load_data
+from secateur.engine.doctor.leftovers import beside as masks_beside
 from secateur.engine.doctor.names import plain_names
 from secateur.engine.doctor.norms import network
 from secateur.engine.doctor.subject import Subject, real
 from secateur.engine.folder import CARD, MASKS, STRUCTURE, WEIGHTS, Artefact, resolve
 from secateur.engine.foreign import Foreign
 from secateur.engine.foreign import read as read_foreign
+from secateur.engine.foreign.guard import told
 from secateur.engine.rebuilding import resize
 from secateur.engine.recipe import Recipe
-from secateur.nets import build
+from secateur.nets import build, names
 
-_AVERAGES = ("ema", "average", "avg", "shadow", "swa", "teacher")
 _STARTS = ("ema.", "model_ema.", "ema_model.")
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
@@ -70,7 +71,7 @@ def open_subject(path: Path, beside: Beside) -> tuple[Subject, Source]:
     """
     subject, source = _ours(path) if _is_ours(path) else _foreign(path)
     if beside.masks is not None:
-        subject = replace(subject, masks=read_masks(beside.masks), masked=True)
+        subject = replace(subject, masks=_fitted(read_masks(beside.masks), subject.tensors), masked=True)
     if beside.ema is not None:
         averages = {**subject.averages, str(beside.ema): _tensors(beside.ema)}
         subject = replace(subject, averages=averages, outside=subject.outside | {str(beside.ema)})
@@ -95,7 +96,7 @@ def _is_ours(path: Path) -> bool:
 
 
 def _ours(path: Path) -> tuple[Subject, Source]:
-    artefact = Artefact.open(resolve(path))
+    artefact = Artefact.open(resolve(path), bare=True)
     tied = artefact.structure.get("tied", {})
     subject = Subject(
         artefact.folder, "folder", artefact.state(), dict(artefact.masks()), True,
@@ -109,18 +110,32 @@ def _foreign(path: Path) -> tuple[Subject, Source]:
     beside = path.parent / MASKS
     masked = path.name == WEIGHTS and beside.is_file()
     masks = dict(Masks.load(beside)) if masked else {}
+    within = _beside(found.tensors)
+    masks, masked = {**within, **masks}, masked or bool(within)
+    others: dict[str, Mapping[str, Tensor]] = dict(found.facts.get("others", {}))
     averages = {
-        name: _by_name(tensors, found.tensors)
-        for name, tensors in found.facts.get("others", {}).items()
-        if any(word in name.lower() for word in _AVERAGES)
+        name: _by_name(others.pop(name), found.tensors) for name in list(others) if name in found.facts["averages"]
     }
-    within = _within(found.tensors)
+    among = _within(found.tensors)
+    used = {name: str(about.get("op", "")) for name, about in found.facts.get("used", {}).items()}
     optimizer = found.facts.get("optimizer")
     subject = Subject(
-        path, found.kind, found.tensors, masks, masked, found.ties, {**averages, **within}, frozenset(within),
-        optimizer=optimizer if isinstance(optimizer, Mapping) else None, stored=found.stored,
+        path, found.kind, found.tensors, masks, masked, found.ties, {**averages, **among}, frozenset(among),
+        optimizer=optimizer if isinstance(optimizer, Mapping) else None, stored=found.stored, others=others, used=used,
     )  # fmt: skip
     return subject, Source(None, found)
+
+
+def _beside(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Masks that lie beside their weights in the file itself, to be applied."""
+    pairs = masks_beside(tensors).items()
+    return {name: real(tensors[mask]) != 0 for name, mask in pairs if tensors[name].shape == tensors[mask].shape}
+
+
+def _fitted(masks: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Masks by the names of the file; one whose name it does not have loses what a wrapper put there."""
+    new = plain_names(masks)
+    return {name if name in tensors else new.get(name, name): mask for name, mask in masks.items()}
 
 
 def _within(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
@@ -158,7 +173,7 @@ def read_masks(path: Path) -> dict[str, Tensor]:
         FileError: when it is damaged, or holds no masks.
     """
     if path.is_dir():
-        return dict(Artefact.open(resolve(path)).masks())
+        return dict(Artefact.open(resolve(path), bare=True).masks())
     if path.suffix == ".safetensors" and read_tensors(path)[1].get("format", "").startswith("secateur.masks"):
         return dict(Masks.load(path))
     found: dict[str, Tensor] = {}
@@ -168,13 +183,12 @@ def read_masks(path: Path) -> dict[str, Tensor]:
             found[name.removesuffix("_mask")] = values != 0
     if not found:
         raise FileError(f"{path} holds no masks: no tensor of only zeros and ones. Give masks.safetensors of a run.")
-    new = plain_names(found)
-    return {new.get(name, name): mask for name, mask in found.items()}
+    return found
 
 
 def _tensors(path: Path) -> Mapping[str, Tensor]:
     if _is_ours(path):
-        return Artefact.open(resolve(path)).state()
+        return Artefact.open(resolve(path), bare=True).state()
     return read_foreign(path).tensors
 
 
@@ -199,10 +213,28 @@ def _network(recipe: Recipe, subject: Subject, artefact: Artefact | None) -> nn.
         if spec.use:
             net = build(spec.use, shape, outputs, **spec.options)
         elif artefact is not None and data is not None:
-            about = artefact.structure["model"]
-            net = build(about["use"], shape, outputs, **about["options"])
+            about = _trusted(artefact)
+            net = build(about["use"], shape, outputs, **about["options"]) if about else None
         else:
             return None
-    if artefact is not None:
+    if net is not None and artefact is not None and artefact.structure:
         resize(net, artefact.structure, artefact.buffers(), str(artefact.folder / STRUCTURE))
     return net
+
+
+def _trusted(artefact: Artefact) -> Mapping[str, Any]:
+    """How to build the network that a folder names, where it is one of ours; empty where it names none.
+
+    Raises:
+        UsageError: when it names code or a graph. Whoever made the folder chose that; running it is the user's to say.
+    """
+    about = artefact.structure.get("model", {})
+    if about and about["use"] not in names():
+        raise UsageError(
+            f"{told(artefact.folder)} names {ascii(about['use'])[:80]} as its network, which is code that is not run "
+            "unasked. If you trust it, name it yourself with `--net`; or leave `--data` out."
+        )
+    options = about.get("options", {})
+    if not isinstance(options, Mapping):
+        raise FileError(f"{told(artefact.folder / STRUCTURE)} is damaged: the options of the network are no table.")
+    return {**about, "options": options} if about else {}

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +12,7 @@ from torch import Tensor
 from secateur.core.names import aliases
 from secateur.engine.doctor.findings import Check, Finding
 from secateur.engine.doctor.masked import pruned
+from secateur.engine.doctor.momenta import guessed, memory, optimized
 from secateur.engine.doctor.names import plain_names
 from secateur.engine.doctor.subject import Subject, real
 
@@ -138,53 +138,28 @@ def _mask_average(subject: Subject, finding: Finding) -> Subject:
     return replace(subject, averages=averages)
 
 
-def optimized(subject: Subject) -> dict[Any, str]:
-    """Which tensor each entry of the optimizer's state belongs to; empty where that is not certain."""
-    state = subject.optimizer
-    if state is None or not isinstance(state.get("param_groups"), list) or not isinstance(state.get("state"), Mapping):
-        return {}
-    groups = [group for group in state["param_groups"] if isinstance(group, Mapping)]
-    keys = [key for group in groups for key in group.get("params", [])]
-    told = [name for group in groups for name in group.get("param_names", [])]
-    if not told and len(groups) != 1:  # in which order groups were filled is not told
-        return {}
-    again = {name for tie in subject.ties for name in tie[1:]}
-    buffers = ("running_mean", "running_var", "num_batches_tracked")
-    names = told or [
-        name
-        for name, tensor in subject.tensors.items()
-        if tensor.is_floating_point() and not name.endswith(buffers) and name not in again and not subject.is_mask(name)
-    ]
-    if len(names) != len(keys) or any(name not in subject.tensors for name in names):
-        return {}
-    pairs = dict(zip(keys, names, strict=True))
-    for key, name in pairs.items():
-        shapes = {tuple(t.shape) for t in _memory(state["state"].get(key)).values()}
-        if shapes - {tuple(subject.tensors[name].shape)}:
-            return {}
-    return pairs
-
-
-def _memory(entry: object) -> dict[str, Tensor]:
-    """The tensors of one parameter's state that are as large as itself."""
-    if not isinstance(entry, Mapping):
-        return {}
-    return {
-        str(key): value for key, value in entry.items() if isinstance(value, Tensor) and value.dim() and key != "step"
-    }
-
-
 def _zombies(subject: Subject) -> list[Finding]:
     found = []
-    state = (subject.optimizer or {}).get("state", {})
+    state, unsure = (subject.optimizer or {}).get("state", {}), guessed(subject)
     for key, name in optimized(subject).items():
         gone = pruned(subject, name) if subject.tensors[name].dim() >= 2 else None
-        memory = _memory(state.get(key))
-        moving = [t for what, t in memory.items() if what in _REVIVING and t.shape == subject.tensors[name].shape]
+        moving = [
+            t
+            for what, t in memory(state.get(key)).items()
+            if what in _REVIVING and t.shape == subject.tensors[name].shape
+        ]
         if gone is None or not moving:
             continue
-        alive = int(sum((t != 0) & gone for t in moving).bool().sum())  # type: ignore[union-attr]
-        if alive:
+        alive = int(torch.stack([(real(t) != 0) & gone for t in moving]).any(0).sum())
+        if alive and name in unsure:
+            found.append(Finding(
+                "optimizer revives", (name,),
+                f"the optimizer in the file seems to move {alive:,} of {int(gone.sum()):,} pruned weights of `{name}`; "
+                "its entries have no names, and other tensors have the same shape, so it may be another's momentum",
+                alive, "name the network with `--net NAME`, which tells the order; or begin training with a new "
+                "optimizer", severity="warning",
+            ))  # fmt: skip
+        elif alive:
             found.append(Finding(
                 "optimizer revives", (name,),
                 f"the optimizer in the file still moves {alive:,} of {int(gone.sum()):,} pruned weights of `{name}`: "
@@ -201,9 +176,9 @@ def _forget(subject: Subject, finding: Finding) -> Subject:
         return subject
     key = next(key for key, other in optimized(subject).items() if other == name)
     entry = dict(subject.optimizer["state"][key])
-    for what, tensor in _memory(entry).items():
+    for what, tensor in memory(entry).items():
         if tensor.shape == gone.shape:
-            entry[what] = tensor.masked_fill(gone, 0)
+            entry[what] = real(tensor).masked_fill(gone, 0).to(tensor.dtype)
     return replace(subject, optimizer={**subject.optimizer, "state": {**subject.optimizer["state"], key: entry}})
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from secateur.core.errors import SecateurError
-from secateur.engine.doctor.names import normalised
+from secateur.engine.doctor.leftovers import normalised
 from secateur.engine.doctor.norms import examples, network
 from secateur.engine.doctor.subject import Subject, zeros
 

@@ -15,6 +15,8 @@ from secateur.data import Dataset
 
 _LOOKUP = re.compile(r"emb|wte|wpe|position|token", re.IGNORECASE)
 _SIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}
+_MULTIPLIED = ("Conv", "ConvTranspose", "Gemm", "MatMul")  # operators of ONNX that multiply rows by columns
+_PRUNED = re.compile(r"(^|[._])(weight|bias|kernel)[^.]*$")
 _RECURRENT = re.compile(r"weight_(ih|hh|hr)(_|$)")
 
 
@@ -36,6 +38,8 @@ class Subject:
         net: the network, without these weights.
         data: examples, for statistics.
         stored: how tensors lie in the file where not plain.
+        others: further tables of tensors in the file, which are neither the network nor an average of it.
+        used: by which operator of a graph a tensor is used, where the file tells.
     """
 
     path: Path
@@ -51,6 +55,8 @@ class Subject:
     net: nn.Module | None = None
     data: Dataset | None = None
     stored: Mapping[str, str] = field(default_factory=dict)
+    others: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    used: Mapping[str, str] = field(default_factory=dict)
 
     def changed(self, new: Mapping[str, Tensor], gone: frozenset[str] = frozenset()) -> Subject:
         """With some tensors replaced or added, and others left out; the order stays."""
@@ -68,16 +74,28 @@ class Subject:
 
     def weights(self) -> dict[str, Tensor]:
         """Matrices whose rows are outputs and whose columns are inputs: no lookup tables, no free parameters."""
-        return {
-            name: tensor
-            for name, tensor in self.matrices().items()
-            if not _LOOKUP.search(name) and ("weight" in name.rpartition(".")[2] or self.kind == "onnx")
-        }
+        return {name: tensor for name, tensor in self.matrices().items() if self._multiplied(name)}
+
+    def _multiplied(self, name: str) -> bool:
+        if self.kind == "onnx":  # names say little there, and scales and masks may have any number of dimensions
+            return self.used.get(name) in _MULTIPLIED
+        return not _LOOKUP.search(name) and "weight" in name.rpartition(".")[2]
 
     def is_mask(self, name: str) -> bool:
         """Whether a tensor is the mask that a pruning left beside a weight."""
         stem = name.removesuffix("_mask")
-        return stem != name and f"{stem}_orig" in self.tensors or bool(re.search(r"parametrizations\..*\.\d+\.", name))
+        if stem != name and (f"{stem}_orig" in self.tensors or prunable(stem)):
+            return True
+        return bool(re.search(r"parametrizations\..*\.\d+\.", name))
+
+
+def prunable(name: str) -> bool:
+    """Whether a name is one of what is pruned; others may end in ``_mask`` or ``_orig`` for reasons of their own.
+
+    >>> prunable("fc.weight"), prunable("rnn.weight_ih_l0"), prunable("attention.causal")
+    (True, True, False)
+    """
+    return bool(_PRUNED.search(name))
 
 
 def recurrent(name: str) -> bool:

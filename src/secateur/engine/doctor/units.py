@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from secateur.engine.doctor.findings import Check, Finding, listed
-from secateur.engine.doctor.names import parts
+from secateur.engine.doctor.findings import Check, Finding, listed, typed
+from secateur.engine.doctor.leftovers import parts
 from secateur.engine.doctor.subject import Subject, real, recurrent, zeros
 
 _MUCH = 0.5  # share of zeros from which on the file is worth packing
@@ -13,11 +13,11 @@ _SPARE = 1 << 16  # bytes of zeros below which nobody cares
 
 
 def _command(subject: Subject) -> str:
-    """What removes units from what was looked at: a command where it takes that kind of file."""
-    if subject.kind not in ("folder", "safetensors"):
-        return "in Python: `secateur.surgery.shrink_dead(model, example)`"
-    given = "" if subject.path.is_dir() else " --net NAME --data NAME"
-    return f'secateur shrink {subject.path}{given} --to "units 0.9x"'
+    """What removes these units and no others; it needs the network."""
+    shrink = "secateur.surgery.shrink_dead(model, example)"
+    if subject.kind == "folder" and subject.path.name.isprintable():
+        return f"in Python: `model, masks = secateur.load({str(subject.path)!r}); {shrink}`"
+    return f"in Python, with the network: `{shrink}`"
 
 
 def silent_rows(subject: Subject, name: str) -> Tensor:
@@ -100,15 +100,23 @@ def _dense_zeros(subject: Subject) -> list[Finding]:
     if not whole or bytes_of_zeros < max(_SPARE, _MUCH * whole):
         return []
     names = [name for name, tensor in plain.items() if zeros(tensor) > tensor.numel() * _MUCH]
-    weights = subject.path / "weights.safetensors" if subject.path.is_dir() else subject.path
-    cure = f"pack it for keeping: `gzip -k {weights}`"
-    if subject.path.is_dir():
-        cure += f'; to run it, `secateur.compile("{subject.path}")` skips them'
+    cure = f"pack it for keeping: `gzip -k {_files(subject)}`"
+    if subject.kind == "folder" and subject.path.name.isprintable():
+        cure += f"; to run it, `secateur.compile({str(subject.path)!r})` skips them"
     return [Finding(
         "zeros stored", tuple(names),
         f"{bytes_of_zeros / 1e6:,.1f} of {whole / 1e6:,.1f} MB are zeros that are stored and loaded like other numbers",
         len(names), cure, severity="note",
     )]  # fmt: skip
+
+
+def _files(subject: Subject) -> str:
+    """The files of weights, as a shell takes them."""
+    if not subject.path.is_dir():
+        return typed(subject.path)
+    if subject.kind == "folder":
+        return typed(subject.path / "weights.safetensors")
+    return f"{typed(subject.path)}/*.{'bin' if subject.kind == 'torch' else 'safetensors'}"
 
 
 def _scattered(subject: Subject) -> list[Finding]:

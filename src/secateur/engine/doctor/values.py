@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from typing import Any
 
@@ -14,6 +15,8 @@ from secateur.engine.doctor.subject import Subject, real, zeros
 
 NEAR = 1e-6
 """Relative to the root mean square of a tensor: what is smaller counts as nearly zero."""
+_BEGINS_ZERO = re.compile(r"(^|[._])lora_(B|up|embedding_A)([._]|$)")
+"""Halves of adapters that are zero until they are trained, so that the network begins as it was."""
 _FLOAT16 = 2.0**-14  # its smallest normal number
 _BAND = 100.0  # a smooth density holds this many times more values between NEAR and _BAND * NEAR than below NEAR
 
@@ -29,7 +32,7 @@ def row(name: str, tensor: Tensor) -> dict[str, Any]:
     small = values[values.abs() < _FLOAT16].abs() if floating else torch.zeros(zeros(tensor))
     some = small[small > 0]
     none = small.numel() - some.numel()
-    finite = not floating or math.isfinite(float(torch.linalg.vector_norm(values)))
+    finite = _finite(values)
     return {
         "name": name, "shape": list(tensor.shape), "dtype": str(tensor.dtype), "numel": tensor.numel(), "zeros": none,
         "share": none / max(1, tensor.numel()),
@@ -69,15 +72,27 @@ def _subnormal(values: Tensor, dtype: torch.dtype) -> Tensor:
     return (values != 0) & (values.abs() < torch.finfo(dtype).tiny)
 
 
+def _finite(values: Tensor) -> bool:
+    """Whether all values are finite; whole numbers are."""
+    if not values.is_floating_point() and not values.is_complex():
+        return True
+    return math.isfinite(float(torch.linalg.vector_norm(values))) or bool(values.isfinite().all())
+
+
 def _not_finite(subject: Subject) -> list[Finding]:
+    """Of the network, its averages, and whatever else lies in the file as tensors."""
+    own = {id(tensor) for tensor in subject.tensors.values()}  # an average may lie among them
+    tables = [("", subject.tensors), *subject.averages.items(), *subject.others.items()]
     found = []
-    for name, tensor in subject.tensors.items():
-        if not tensor.is_floating_point() or math.isfinite(float(torch.linalg.vector_norm(real(tensor)))):
-            continue
-        bad = int((~real(tensor).isfinite()).sum())
-        if bad and not _attention_mask(tensor):
+    for place, tensors in tables:
+        for name, tensor in tensors.items():
+            if (place and id(tensor) in own) or _finite(real(tensor)) or _attention_mask(tensor):
+                continue
+            bad = int((~real(tensor).isfinite()).sum())
             found.append(Finding(
-                "not finite", (name,), f"`{name}`: {bad:,} of {tensor.numel():,} values are NaN or infinite", bad,
+                "not finite", (name,),
+                f"`{name}`{f' in `{place}`' if place else ''}: {bad:,} of {tensor.numel():,} values are NaN or "
+                "infinite", bad,
                 "take an earlier checkpoint, or train again with a lower rate (`--lr`) or `-s clip=1.0`",
             ))  # fmt: skip
     return found
@@ -86,7 +101,7 @@ def _not_finite(subject: Subject) -> list[Finding]:
 def _attention_mask(tensor: Tensor) -> bool:
     """A table of minus infinity and one other value is how attention is told where not to look."""
     values = real(tensor)
-    if tensor.dim() < 2 or bool((values.isnan() | (values == torch.inf)).any()):
+    if tensor.dim() < 2 or tensor.is_complex() or bool((values.isnan() | (values == torch.inf)).any()):
         return False
     return int(values[values.isfinite()].unique().numel()) <= 1 and bool(values.isfinite().any())
 
@@ -120,8 +135,16 @@ def _leaked(subject: Subject) -> list[Finding]:
         if name in subject.masks and subject.masks[name].shape == near.shape:
             near &= subject.masks[name]  # what the masks prune is told by the check of masks
         count = int(near.sum())
-        if count:
-            largest = float(values[near].abs().max())
+        largest = float(values[near].abs().max()) if count else 0.0
+        if count and _decayed(near, values):
+            found.append(Finding(
+                "decayed units", (name,),
+                f"`{name}`: {count:,} values are not zero but at most {largest:.1e}, and they fill whole rows or "
+                "columns: units that died and decayed, or that pruning took and nothing holds", count,
+                "nothing computes with them; in Python, with the network and these set to zero: "
+                "`secateur.surgery.shrink_dead(model, example)`", severity="note",
+            ))  # fmt: skip
+        elif count:
             found.append(Finding(
                 "near zero", (name,),
                 f"`{name}`: {count:,} values are not zero but at most {largest:.1e}, with a gap up to the others: "
@@ -129,6 +152,14 @@ def _leaked(subject: Subject) -> list[Finding]:
                 f"set them to zero: `tensor[tensor.abs() <= {largest * 1.001:.3e}] = 0`", True,
             ))  # fmt: skip
     return found
+
+
+def _decayed(near: Tensor, values: Tensor) -> bool:
+    """Whether near-zeros fill rows or columns: weight decay kills units whole, a mask that leaked hardly ever does."""
+    low = near | (values == 0)
+    rows = low.flatten(1).all(1).reshape(-1, *[1] * (near.dim() - 1))
+    columns = low.transpose(0, 1).flatten(1).all(1).reshape(1, -1, *[1] * (near.dim() - 2))
+    return not bool((near & ~(rows | columns)).any())
 
 
 def _zero_near(subject: Subject, finding: Finding) -> Subject:
@@ -146,7 +177,7 @@ def _constant(subject: Subject) -> list[Finding]:
         closed = mask is not None and not bool(mask.any())  # the check of masks tells it
         if tensor.numel() < 2 or closed or not bool((values == values[0]).all()):
             continue
-        if _same(subject.dense.get(name), tensor):
+        if _same(subject.dense.get(name), tensor) or (_BEGINS_ZERO.search(name) and not bool(values[0])):
             continue
         value = float(values[0])
         why = "every weight of it is zero, so nothing passes through" if value == 0 else f"every weight is {value:g}"
@@ -159,7 +190,7 @@ def _constant(subject: Subject) -> list[Finding]:
 
 
 def _same(one: Tensor | None, other: Tensor) -> bool:
-    return one is not None and one.shape == other.shape and bool((one == other).all())
+    return one is not None and one.shape == other.shape and bool((real(one) == real(other)).all())
 
 
 def _dtypes(subject: Subject) -> list[Finding]:
