@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from secateur.core.errors import ModelError, UsageError, nearest
@@ -95,14 +95,25 @@ def _why_not(name: str, p: nn.Parameter, holders: tuple[nn.Module, ...]) -> str:
     return ""
 
 
-def check_finite(tensors: Named) -> None:
+def comparable(tensor: Tensor) -> Tensor:
+    """The values in a type that torch can compare and test: numbers of 8 bits become float32, which holds them all.
+
+    >>> import torch
+    >>> comparable(torch.ones(2).to(torch.float8_e5m2)).dtype, comparable(torch.ones(2)).dtype
+    (torch.float32, torch.float32)
+    """
+    values = tensor.detach()
+    return values.float() if values.is_floating_point() and values.element_size() == 1 else values
+
+
+def check_finite(tensors: Mapping[str, Tensor]) -> None:
     """Refuse weights that are not finite.
 
     Raises:
         ModelError: naming the first such tensor, the count and what to do.
     """
     for name, p in tensors.items():
-        bad = int((~p.detach().isfinite()).sum())
+        bad = int((~comparable(p).isfinite()).sum())
         if bad:
             raise ModelError(
                 f"{bad:,} of {p.numel():,} weights of `{name}` are NaN or infinite: the training diverged, or the file "

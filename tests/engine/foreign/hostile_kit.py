@@ -376,6 +376,76 @@ def tensor_changed_later(folder):
     return torch_zip(folder, made[:-2] + b"Nb" + made[-2:], FOUR)
 
 
+def built(target, state):
+    """The pickle of a table with one entry: an object that gets a state after it was made."""
+    parts = [pickled(part)[2:-1] for part in (target, state)]
+    return b"\x80\x02}X\x01\x00\x00\x00w" + parts[0] + parts[1] + b"bs."
+
+
+def unfolding():
+    """What sets a tensor anew, to a view without end."""
+    return Saved(torch.FloatStorage, "0", 4), 0, (3 * 10**8,), (0,)
+
+
+@case("changes a tensor after making it")
+def parameter_changed_later(folder):
+    target = Runs(torch._utils._rebuild_parameter, rebuilt((4,), (1,)), False, collections.OrderedDict())
+    return torch_zip(folder, built(target, unfolding()), FOUR)
+
+
+@case("changes a tensor after making it")
+def typed_tensor_changed_later(folder):
+    given = (Saved(torch.FloatStorage, "0", 4), 0, (4,), (1,), False, collections.OrderedDict())
+    target = Runs(torch._tensor._rebuild_from_type_v2, torch._utils._rebuild_tensor_v2, torch.Tensor, given, {})
+    return torch_zip(folder, built(target, unfolding()), FOUR)
+
+
+@case("would replace 'shape' of a Tensor")
+def tensor_with_a_shape_of_its_own(folder):
+    given = (Saved(torch.FloatStorage, "0", 4), 0, (4,), (1,), False, collections.OrderedDict())
+    typed = torch._tensor._rebuild_from_type_v2
+    thing = Runs(typed, torch._utils._rebuild_tensor_v2, torch.Tensor, given, {"shape": (HUGE,)})
+    return torch_zip(folder, pickled({"w": thing}), FOUR)
+
+
+@case("would replace 'data' of a Tensor")
+def parameter_with_data_of_its_own(folder):
+    state = {"data": rebuilt((2,), (1,))}
+    again = torch._utils._rebuild_parameter_with_state
+    thing = Runs(again, rebuilt((4,), (1,)), False, collections.OrderedDict(), state)
+    return torch_zip(folder, pickled({"w": thing}), FOUR)
+
+
+@case("would replace 'items' of a dict")
+def table_with_a_method_of_its_own(folder):
+    return torch_zip(folder, built(Runs(collections.OrderedDict), {"items": 1}), FOUR)
+
+
+@case("tables of .* entries unfold to more than")
+def tables_shared_without_end(folder):
+    table = {f"k{i}": torch.zeros(1) if i == 0 else 0 for i in range(40)}
+    for _ in range(6):
+        table = {**{f"k{i}": table for i in range(40)}, "t": torch.zeros(1)}
+    torch.save({"state_dict": table}, folder / "a.pt")
+    return folder / "a.pt"
+
+
+@case("tables of .* entries unfold to more than")
+def averages_shared_without_end(folder):
+    table = {"ema": {"w": torch.zeros(1)}}
+    for _ in range(6):
+        table = {"ema": {"w": torch.zeros(1)}, **{f"k{i}": table for i in range(40)}}
+    torch.save({"state_dict": {"w": torch.ones(1)}, "ema": table}, folder / "a.pt")
+    return folder / "a.pt"
+
+
+@case("`.*` and others unfold to more than")
+def tensor_named_over_and_over(folder):
+    tensor = torch.zeros(100_000)
+    torch.save({f"k{i}": tensor for i in range(500)}, folder / "a.pt")
+    return folder / "a.pt"
+
+
 @case("has a key that is a tuple")
 def key_nested_without_end(folder):
     deep = b"\x80\x02}" + b")" + b"\x85" * 100000 + b"Ns."
@@ -698,6 +768,31 @@ def program_weight_elsewhere(folder):
 def program_weight_of_code(folder):
     code = torch_zip(folder, pickle.dumps(Runs(os.system, mark(folder)), 2), name="inner.pt").read_bytes()
     return program(folder, {"w": weight([4], [1], use_pickle=True)}, [("a/data/weights/weight_0", code)])
+
+
+def pickles(folder, tensor, names):
+    """A program that lists one file of torch.save under many names."""
+    torch.save(tensor, folder / "blob.pt")
+    entry = {"path_name": "w0", "use_pickle": True, "is_param": True, "tensor_meta": None}
+    return program(folder, dict.fromkeys(names, entry), [("a/data/weights/w0", (folder / "blob.pt").read_bytes())])
+
+
+@case("and others unfold to more than")
+def program_of_one_pickle_listed_often(folder):
+    return pickles(folder, torch.zeros(100_000), [f"w{i}" for i in range(200)])
+
+
+@case("says it unfolds to 4,")
+def program_with_an_archive_in_its_archive(folder):
+    torch.save(torch.zeros(1 << 20), folder / "flat.pt")
+    with zipfile.ZipFile(folder / "flat.pt") as flat, zipfile.ZipFile(folder / "w0", "w") as inner:
+        for member in flat.namelist():
+            inner.writestr(member, flat.read(member), zipfile.ZIP_DEFLATED)
+        inner.writestr("flat/pad", bytes(100_000))  # so large that it may unfold, but for the archive around it
+    entry = {"w": {"path_name": "w0", "use_pickle": True, "is_param": True, "tensor_meta": None}}
+    members = [("a/archive_format", b"pt2"), ("a/data/weights/w0", (folder / "w0").read_bytes()),
+               ("a/data/weights/model_weights_config.json", json.dumps({"config": entry}).encode())]  # fmt: skip
+    return archive(folder, members, "a.pt2", zipfile.ZIP_DEFLATED)
 
 
 @case("would run '(posix|nt|os).system'")

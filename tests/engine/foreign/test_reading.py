@@ -12,6 +12,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from tests.engine.foreign.hostile_kit import pickles
 from torch import nn
 
 from secateur.core.errors import FileError
@@ -362,6 +363,16 @@ def test_programs_of_older_torch(tmp_path):
         found.write(tmp_path / "b.pt2", found.tensors)
 
 
+def test_programs_that_list_one_pickle_twice(tmp_path):
+    """It is read once, so both names have the same memory."""
+    path = pickles(tmp_path, random(2, 3), ["a", "b"])
+
+    found = read(path)
+
+    same(found.tensors, {"a": random(2, 3), "b": random(2, 3)})
+    assert found.ties == (("a", "b"),)
+
+
 def by_hand(weight, structure):
     """The parts of a compressed weight, entry by entry as the format is written down."""
     rows, columns = weight.shape
@@ -494,6 +505,69 @@ def test_a_state_dict_with_other_things_beside_its_tensors(tmp_path):
     back = torch.load(tmp_path / "b.pt", weights_only=True)
     same({"w": back.pop("w")}, {"w": random(2, 2, seed=1)})
     assert back == {"settings": {"depth": 3, "names": ["a", "b"]}, "epoch": 4}
-    torch.save({"w": random(2, 2), "more": {"v": random(2)}}, tmp_path / "c.pt")
-    with pytest.raises(FileError, match="tables within tables"):
-        read(tmp_path / "c.pt").write(tmp_path / "d.pt", {"w": random(2, 2), "more.v": random(2)})
+
+
+@pytest.mark.parametrize(("name", "usual"), [("b.safetensors", "b.pt"), ("b.onnx", "b.pt"), ("b.PT2", "b.pt")])
+def test_a_name_of_another_format_is_refused_before_writing(tmp_path, name, usual):
+    """It would be refused when it is read; the message says how to call it."""
+    torch.save({"w": random(2, 2)}, tmp_path / "a.pt")
+    found = read(tmp_path / "a.pt")
+
+    with pytest.raises(FileError, match=f"would hold torch.*belongs to another format. Name it .*{usual}"):
+        found.write(tmp_path / name, found.tensors)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.pt"]
+    for suffix in (".pth", ".ckpt", ".bin", ""):
+        same(read(found.write(tmp_path / f"b{suffix}", found.tensors)).tensors, found.tensors)
+    save_file({"w": random(2, 2)}, tmp_path / "a.safetensors")
+    with pytest.raises(FileError, match="would hold safetensors"):
+        read(tmp_path / "a.safetensors").write(tmp_path / "c.pt", found.tensors)
+
+
+def test_shards_without_settings(tmp_path):
+    """An index of shards is enough for a folder, so that a copy of one can be read."""
+    place = folder_of(tmp_path / "hub", [{"a.weight": random(3, 4)}, {"b.weight": random(2, 3)}])
+    (place / "config.json").unlink()
+    found = read(place / "model.safetensors.index.json")
+
+    found.write(tmp_path / "copy", found.tensors)
+
+    same(read(tmp_path / "copy").tensors, found.tensors)
+    (place / "config.json").mkdir()
+    with pytest.raises(FileError, match="config.json: it is not an ordinary file but a folder"):
+        read(place)
+
+
+def test_a_copy_of_a_folder_has_everything_but_older_weights(tmp_path):
+    """Subfolders and links into the cache come along; the same network in other files does not, and that is told."""
+    cache = tmp_path / "cache" / "snapshots" / "main"
+    blobs = tmp_path / "cache" / "blobs"
+    blobs.mkdir(parents=True)
+    weights = {"a.weight": random(3, 4), "b.weight": random(2, 3)}
+    folder_of(cache, [weights])
+    (blobs / "1").write_text("template")
+    (cache / "chat_template.jinja").symlink_to(blobs / "1")
+    (tmp_path / "secret").write_text("mine")
+    (cache / "odd.key").symlink_to(tmp_path / "secret")
+    (cache / "gone").symlink_to(tmp_path / "nowhere")
+    for name in ("extra/deep/vocab.txt", "dense/config.json", "dense/pytorch_model.bin", "onnx/model.onnx",
+                 "pytorch_model.bin", "training_args.bin", ".git/objects"):  # fmt: skip
+        (cache / name).parent.mkdir(parents=True, exist_ok=True)
+        (cache / name).write_text(name)
+    save_file({**weights, "c": random(1)}, cache / "model.fp32.safetensors")
+    save_file({"lora": random(2)}, cache / "adapter_model.safetensors")
+    found = read(cache)
+
+    with pytest.warns(UserWarning) as told:
+        found.write(tmp_path / "copy", changed(weights))
+
+    there = {p.relative_to(tmp_path / "copy").as_posix() for p in (tmp_path / "copy").rglob("*") if p.is_file()}
+    assert there == {"config.json", "tokenizer.json", "model.safetensors", "chat_template.jinja", "training_args.bin",
+                     "extra/deep/vocab.txt", "dense/config.json", "dense/pytorch_model.bin",
+                     "adapter_model.safetensors"}  # fmt: skip
+    assert not any(p.is_symlink() for p in (tmp_path / "copy").rglob("*"))
+    assert (tmp_path / "copy" / "chat_template.jinja").read_text() == "template"
+    same(load_file(tmp_path / "copy" / "model.safetensors"), changed(weights))
+    (text,) = {str(warning.message) for warning in told}
+    for name in ("odd.key", "gone", "onnx/model.onnx", "pytorch_model.bin", "model.fp32.safetensors", ".git"):
+        assert f"{name} (it " in text
+    read(tmp_path / "copy")

@@ -19,7 +19,8 @@ from secateur.core.calls import first_line
 from secateur.core.errors import FileError, ModelError, UsageError
 from secateur.core.files import file_digest, write_json, write_tensors
 from secateur.core.masks import Masks
-from secateur.core.prunable import check_finite, coverage
+from secateur.core.names import unwrap
+from secateur.core.prunable import check_finite, comparable, coverage
 from secateur.core.task import call
 from secateur.engine import folder as folders
 from secateur.engine.folder import CARD, MASKS, STRUCTURE, WEIGHTS, Artefact
@@ -126,12 +127,14 @@ def adopt(path: Path, out: Path | None, network: Network | None = None, entry: s
         raise FileError(f"{out} is there already; name a new folder with `-o`.")
     # What was adopted without a class has its weights, and the masks beside them.
     found = read(path / WEIGHTS if (path / CARD).is_file() and (path / WEIGHTS).is_file() else path)
-    orphan = gather(found, entry)
+    about = _about(found, network) if network is not None else {}
+    net = _build(about) if network is not None else None
+    orphan = gather(found, entry, frozenset() if net is None else frozenset(unwrap(net).state_dict()))
     weights = {name: t for name, t in orphan.tensors.items() if found.stored.get(name) != "constant node"}
-    check_finite({name: tensor for name, tensor in weights.items() if tensor.is_floating_point()})
-    if network is None:
+    check_finite({name: t for name, t in weights.items() if t.is_floating_point() or t.is_complex()})
+    if network is None or net is None:
         return _plain(found, orphan, out)
-    return _artefact(found, orphan, out, network)
+    return _artefact(found, orphan, out, network, about, net)
 
 
 def _plain(found: Foreign, orphan: Orphan, out: Path | None) -> Adopted:
@@ -142,7 +145,7 @@ def _plain(found: Foreign, orphan: Orphan, out: Path | None) -> Adopted:
     if out is None:
         return done
     with _place(out) as folder:
-        state = {name: folders.clean(tensor) for name, tensor in orphan.tensors.items()}
+        state = {name: _clean(tensor) for name, tensor in orphan.tensors.items()}
         files = {WEIGHTS: write_tensors(folder / WEIGHTS, state, {"format": "pt"})}
         files[MASKS] = made.save(folder / MASKS, weights=files[WEIGHTS])
         whole = {"format": "secateur.card/1", **_card(done, made), "left_alone": left, "files": files}
@@ -152,20 +155,31 @@ def _plain(found: Foreign, orphan: Orphan, out: Path | None) -> Adopted:
     return done
 
 
+def _clean(tensor: Tensor) -> Tensor:
+    """A copy in which -0.0 is 0.0, also of numbers of 8 bits, which torch cannot add."""
+    if comparable(tensor).dtype == tensor.dtype:
+        return folders.clean(tensor)
+    return (comparable(tensor).cpu() + 0.0).to(tensor.dtype)
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    return torch.equal(comparable(one), comparable(other))
+
+
 def _check_back(folder: Path, orphan: Orphan, read_back: Masks, made: Masks) -> None:
     """The numbers on the disk are those of the file, zero for zero."""
     again = read(folder / WEIGHTS).tensors
     for name, tensor in orphan.tensors.items():
-        if name not in again or zeros(again[name]) != zeros(tensor) or not torch.equal(again[name], tensor):
+        if name not in again or zeros(again[name]) != zeros(tensor) or not _equal(again[name], tensor):
             raise FileError(f"`{name}` in {folder} did not read back as written; the disk may be failing.")
     if read_back != made:
         raise FileError(f"the masks in {folder} did not read back as written; the disk may be failing.")
 
 
-def _artefact(found: Foreign, orphan: Orphan, out: Path | None, network: Network) -> Adopted:
+def _artefact(
+    found: Foreign, orphan: Orphan, out: Path | None, network: Network, about: dict[str, Any], net: nn.Module
+) -> Adopted:
     """A folder with a class, compared with the file."""
-    about = _about(found, network)
-    net = _build(about)
     example = _example(found, network, about)
     if network.unfold and example is None:
         raise UsageError("--unfold runs the class once; pass --shape, the shape of one example.")
@@ -277,7 +291,7 @@ def _check_again(artefact: Artefact, net: nn.Module, masks: Masks, example: Tens
     again = artefact.build()
     mine, theirs = net.state_dict(), again.state_dict()
     for name, tensor in mine.items():
-        if zeros(theirs[name]) != zeros(tensor) or not torch.equal(theirs[name], tensor):
+        if zeros(theirs[name]) != zeros(tensor) or not _equal(theirs[name], tensor):
             raise FileError(f"`{name}` in {artefact.folder} did not read back as written; the disk may be failing.")
     if artefact.masks() != masks:
         raise FileError(f"the masks in {artefact.folder} did not read back as written; the disk may be failing.")

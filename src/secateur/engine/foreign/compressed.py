@@ -19,7 +19,7 @@ from torch import Tensor
 
 from secateur.core.errors import FileError
 from secateur.engine.folder import clean
-from secateur.engine.foreign import tensorfile
+from secateur.engine.foreign import tensorfile, tensorfolder
 from secateur.engine.foreign.guard import check_shape, count, refusal
 
 if TYPE_CHECKING:
@@ -186,6 +186,6 @@ def write(source: Foreign, path: Path, tensors: dict[str, Tensor]) -> None:
         files = dict(source.facts["files"])
         for base in packed.values():
             files |= {part: files[f"{base}.bitmask"] for part in parts if part.rpartition(".")[0] == base}
-        tensorfile.write_folder(replace(source, facts={**source.facts, "files": files}), path, parts)
+        tensorfolder.write_folder(replace(source, facts={**source.facts, "files": files}), path, parts)
     else:
-        tensorfile.write(replace(source, kind="safetensors"), path, parts)
+        tensorfolder.write(replace(source, kind="safetensors"), path, parts)

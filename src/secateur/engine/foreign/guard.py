@@ -10,6 +10,7 @@ import stat
 import struct
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -79,10 +80,11 @@ def opened(path: Path) -> Iterator[Open]:
         raise FileError(
             f"{told(path)} cannot be read: {error.strerror or error}. Check the path and its rights."
         ) from error
+    found = os.fstat(descriptor)
+    if not stat.S_ISREG(found.st_mode):
+        os.close(descriptor)
+        raise refusal(path, "it is not an ordinary file but a folder, pipe or device", "Pass a file of weights.")
     with os.fdopen(descriptor, "rb") as file:
-        found = os.fstat(file.fileno())
-        if not stat.S_ISREG(found.st_mode):
-            raise refusal(path, "it is not an ordinary file but a folder, pipe or device", "Pass a file of weights.")
         if not found.st_size:
             raise refusal(path, "it is empty (0 bytes)")
         yield file
@@ -168,8 +170,8 @@ def parse_json(path: Path, text: bytes, what: str) -> Any:
     def table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         made = dict(pairs)
         if len(made) < len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in names if names.count(name) > 1)
+            often = Counter(name for name, _ in pairs)
+            twice = next(name for name in often if often[name] > 1)
             raise refusal(path, f"{what} has two entries called {ascii(twice)[:80]}")
         return made
 
@@ -219,8 +221,13 @@ def inside(path: Path, folder: Path, name: Any, links: bool = False) -> Path:
     return found
 
 
-def check_zip(path: Path, file: Open) -> zipfile.ZipFile:
+def check_zip(path: Path, file: Open, most: int | None = None) -> zipfile.ZipFile:
     """An archive whose names stay inside, occur once, do not overlap, and unfold to a believable size.
+
+    Args:
+        path: for messages.
+        file: where the archive is.
+        most: bytes that it may unfold to, where these are fewer than its own size allows.
 
     Raises:
         FileError: for another.
@@ -243,7 +250,7 @@ def check_zip(path: Path, file: Open) -> zipfile.ZipFile:
             raise refusal(path, f"{name!r} in its archive is encrypted", "Save it without a password.")
         seen.add(name.lower())
     whole = sum(entry.file_size for entry in entries)
-    if whole > limit(size):
+    if whole > (limit(size) if most is None else min(most, limit(size))):
         raise refusal(path, f"its archive of {size:,} bytes says it unfolds to {whole:,}", "Get it from its source.")
     end = 0
     for entry in sorted(entries, key=lambda entry: entry.header_offset):

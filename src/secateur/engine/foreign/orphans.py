@@ -7,15 +7,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from secateur.core.errors import FileError
 from secateur.core.masks import Masks
+from secateur.core.prunable import comparable
 from secateur.engine.foreign.record import Foreign
 
 _PARAMETRIZED = re.compile(r"(?:(?P<path>.*)\.)?parametrizations\.(?P<key>[^.]+)\.(?P<part>.+)")
 PREFIXES = ("module.", "_orig_mod.", "_fsdp_wrapped_module.")
 """What wrappers (DataParallel, ``torch.compile``, FSDP) put before every name."""
+_NORMS = ("_u", "_v", "_g")
 
 
 @dataclass(frozen=True)
@@ -33,28 +36,41 @@ class Orphan:
     notes: list[str] = field(default_factory=list)
 
 
-def gather(found: Foreign, entry: str = "") -> Orphan:
+def gather(found: Foreign, entry: str = "", known: frozenset[str] = frozenset()) -> Orphan:
     """Merge masks into weights, and take off what wrappers put before the names.
 
     Args:
         found: the file.
         entry: another state dict of the file, such as its averaged copy; by default the network.
+        known: names that the class has; what is called so stays as it is.
 
     Raises:
-        FileError: when there is no such entry, a mask does not fit its weight or is no mask, or a parametrization is
-            something else than a mask.
+        FileError: when there is no such entry, a mask does not fit its weight or is no mask, one of the two lies there
+            without the other, or a parametrization is something else than a mask.
     """
-    tensors, notes = found.tensors, [f"{name} was not read: {why}" for name, why in found.left.items()]
-    others = found.facts.get("others", {})
-    if entry:
-        if entry not in others:
-            known = ", ".join(others) or "none"
-            raise FileError(f"{found.path} has no further state dict called {entry!r}; there are: {known}.")
-        tensors = others[entry]
-    tensors = _unwrapped(dict(tensors), notes)
+    notes = [f"{name} was not read: {why}" for name, why in found.left.items()]
+    tensors = _unwrapped(_entry(found, entry, notes), notes)
     tensors, masks = _merged(found.path, tensors, notes)
-    tensors, more = _unparametrized(found.path, tensors, notes)
-    return Orphan(tensors, _beside(found, tensors, {**masks, **more}, notes), notes)
+    tensors, more = _applied(tensors, known, notes)
+    tensors, others = _unparametrized(found.path, tensors, notes)
+    _refuse_halves(found.path, tensors, known)
+    return Orphan(tensors, _beside(found, tensors, {**masks, **more, **others}, notes), notes)
+
+
+def _entry(found: Foreign, entry: str, notes: list[str]) -> dict[str, Tensor]:
+    """The tensors of one table of the file, and a note of those that are left."""
+    others, joined = found.facts.get("others", {}), found.facts.get("joined", [])
+    if entry in joined:
+        return {n.removeprefix(f"{entry}."): t for n, t in found.tensors.items() if n.startswith(f"{entry}.")}
+    if entry and entry not in others:
+        known = ", ".join([*joined, *others]) or "none"
+        raise FileError(f"{found.path} has no further state dict called {entry!r}; there are: {known}.")
+    if joined and not entry:
+        notes.append(f"{len(joined)} tables were joined under their names; `--entry {joined[0]}` takes one alone")
+    rest = [name for name in others if name != entry]
+    if rest:
+        notes.append(f"not taken: {', '.join(f'{name} ({len(others[name])} tensors)' for name in rest)}; see `--entry`")
+    return dict(others[entry] if entry else found.tensors)
 
 
 def _unwrapped(tensors: dict[str, Tensor], notes: list[str]) -> dict[str, Tensor]:
@@ -72,7 +88,12 @@ def _merged(path: Path, tensors: dict[str, Tensor], notes: list[str]) -> tuple[d
         base = name.removesuffix("_orig")
         if name.endswith("_orig") and f"{base}_mask" in tensors:
             masks[base] = _mask(path, f"{base}_mask", tensors[f"{base}_mask"], tensors[name])
-            plain[base] = tensors[name].masked_fill(~masks[base], 0.0)
+            plain[base] = _masked(tensors[name], masks[base])
+            if base in tensors and not torch.equal(comparable(tensors[base]), comparable(plain[base])):
+                raise FileError(
+                    f"{path} holds `{base}` and also `{name}` with its mask, and they differ. Remove the one that is "
+                    "out of date where the file was made."
+                )
             del plain[name], plain[f"{base}_mask"]
     if masks:
         notes.append(f"{len(masks)} pairs of weight_orig and weight_mask (torch.nn.utils.prune) were multiplied out")
@@ -81,19 +102,73 @@ def _merged(path: Path, tensors: dict[str, Tensor], notes: list[str]) -> tuple[d
     return {name: plain[name] for name in dict.fromkeys(order) if name in plain}, masks
 
 
+def _applied(
+    tensors: dict[str, Tensor], known: frozenset[str], notes: list[str]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Masks beside the weight itself, as modules keep them that multiply on the way."""
+    plain, masks, alive = dict(tensors), {}, 0
+    for name, mask in tensors.items():
+        base = name.removesuffix("_mask")
+        weight = tensors.get(base)
+        if base == name or weight is None or not weight.is_floating_point() or weight.shape != mask.shape:
+            continue
+        values = comparable(mask)
+        if not _prunable(base) or bool(((values != 0) & (values != 1)).any()):
+            continue
+        masks[base] = values != 0
+        plain[base] = _masked(weight, masks[base])
+        alive += zeros(plain[base]) - zeros(weight)
+        if name not in known:
+            del plain[name]
+    if masks:
+        notes.append(f"{len(masks)} masks beside their weights were applied: {alive:,} weights under them became zero")
+    return plain, masks
+
+
+def _prunable(name: str) -> bool:
+    last = name.rpartition(".")[2]
+    return "weight" in last or "bias" in last
+
+
+def _refuse_halves(path: Path, tensors: Mapping[str, Tensor], known: frozenset[str]) -> None:
+    """A weight whose mask is lost, or a mask whose weight is: nobody can tell what the network was.
+
+    Spectral and weight normalisation call their weights so too, and have vectors beside them.
+    """
+    for name in tensors:
+        for end, other, what in (
+            ("_orig", "_mask", "which of its weights are pruned"),
+            ("_mask", "_orig", "what it masks"),
+        ):
+            base = name.removesuffix(end)
+            beside = base in tensors or any(f"{base}{part}" in tensors for part in _NORMS)
+            if base != name and _prunable(base) and name not in known and not beside:
+                raise FileError(
+                    f"{path} holds `{name}`, half of what torch.nn.utils.prune keeps, and not `{base}{other}`: {what} "
+                    f"is lost. Restore a whole copy, or save it after `prune.remove(module, "
+                    f"{base.rpartition('.')[2]!r})`."
+                )
+
+
+def _masked(weight: Tensor, mask: Tensor) -> Tensor:
+    """The weight, exactly zero where the mask is not set."""
+    return torch.where(mask, comparable(weight), 0.0).to(weight.dtype)
+
+
 def _mask(path: Path, name: str, mask: Tensor, weight: Tensor) -> Tensor:
     if mask.shape != weight.shape:
         raise FileError(
             f"{path}: `{name}` has shape {list(mask.shape)} and its weight {list(weight.shape)}. "
             "Restore a copy; the two belong to different networks."
         )
-    odd = int(((mask != 0) & (mask != 1)).sum())
+    values = comparable(mask)
+    odd = int(((values != 0) & (values != 1)).sum())
     if odd:
         raise FileError(
             f"{path}: `{name}` is no mask: {odd:,} of {mask.numel():,} entries are neither 0 nor 1. Apply it where it "
             "was made, and save the plain weights."
         )
-    return mask != 0
+    return values != 0
 
 
 def _unparametrized(
@@ -118,7 +193,7 @@ def _unparametrized(
                 "save the state dict again."
             )
         masks[base] = _mask(path, others[0], tensors[others[0]], tensors[parts["original"]])
-        plain[base] = tensors[parts["original"]].masked_fill(~masks[base], 0.0)
+        plain[base] = _masked(tensors[parts["original"]], masks[base])
     notes.append(f"{len(masks)} parametrizations by masks were multiplied out")
     return plain, masks
 
@@ -132,7 +207,11 @@ def _beside(
         return masks
     kept = Masks.load(place)
     for name, mask in kept.items():
-        if name not in tensors or tensors[name].shape != mask.shape or bool((tensors[name].ne(0) & ~mask).any()):
+        if (
+            name not in tensors
+            or tensors[name].shape != mask.shape
+            or bool((comparable(tensors[name]).ne(0) & ~mask).any())
+        ):
             raise FileError(f"{place} does not belong to {found.path}: `{name}` differs. Move it away to go by zeros.")
     notes.append(f"{len(kept)} masks were read from {place.name}")
     return dict(kept)
@@ -140,7 +219,7 @@ def _beside(
 
 def zeros(tensor: Tensor) -> int:
     """Entries that are zero."""
-    return int((tensor == 0).sum())
+    return int((comparable(tensor) == 0).sum())
 
 
 def masks_of(orphan: Orphan) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -153,14 +232,15 @@ def masks_of(orphan: Orphan) -> tuple[dict[str, Tensor], dict[str, str]]:
     for name, tensor in orphan.tensors.items():
         if name in masks:
             continue
+        values = comparable(tensor)
         if not tensor.is_floating_point():
             left[name] = f"its type is {tensor.dtype}"
         elif tensor.dim() < 2:
             left[name] = "a bias or scale"
-        elif not bool((tensor == 0).any()):
+        elif not bool((values == 0).any()):
             left[name] = "it has no zeros"
-        elif not bool(tensor.any()):
+        elif not bool(values.any()):
             left[name] = "it has nothing but zeros"
         else:
-            masks[name] = tensor != 0
+            masks[name] = values != 0
     return masks, left

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from torch import Tensor
+
 from secateur.core.errors import FileError
 from secateur.engine.foreign.guard import Open, check_shape, count, refusal
 
@@ -28,13 +30,13 @@ _DTYPES = {
 }  # fmt: skip
 _REBUILD = "torch._utils._rebuild_tensor"
 _TENSORS = {f"{_REBUILD}_v2", f"{_REBUILD}_v3", _REBUILD}
+_PARAMETER = "torch._utils._rebuild_parameter"
 _TYPED = "torch._tensor._rebuild_from_type_v2"
 _DICTS = {"collections.OrderedDict", "builtins.dict", "__builtin__.dict"}
 _CALLED = {
     "collections.Counter", "collections.defaultdict", "builtins.set", "__builtin__.set", "builtins.bytearray",
     "__builtin__.bytearray", "builtins.complex", "__builtin__.complex", "_codecs.encode", "torch.Size", "torch.device",
-    "torch.serialization._get_layout", "torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state",
-    _TYPED, *_DICTS, *_TENSORS,
+    "torch.serialization._get_layout", _PARAMETER, f"{_PARAMETER}_with_state", _TYPED, *_DICTS, *_TENSORS,
 }  # fmt: skip
 _ALLOWED = {
     *_CALLED, "torch.Tensor", "torch.nn.parameter.Parameter", "torch.storage.UntypedStorage",
@@ -112,8 +114,11 @@ class Survey:
             raise refusal(self.path, f"its pickle calls {ascii(thing)[:80]}, which files of tensors do not need", CURE)
         if thing.name in _TENSORS:
             self.tensor(given)
-        elif thing.name == _TYPED and len(given) > 2:
+        elif thing.name == _TYPED and len(given) > 3:
             self.call(given[0], given[2])
+            _attributes(self, given[3], Tensor)
+        elif thing.name == f"{_PARAMETER}_with_state" and len(given) > 3:
+            _attributes(self, given[3], Tensor)
         elif thing.name.endswith("bytearray") and not all(isinstance(entry, bytes) for entry in given):
             raise refusal(self.path, "its pickle makes memory of any size", CURE)
         elif thing.name == "_codecs.encode" and given[1:] != ("latin1",):
@@ -257,10 +262,23 @@ def _reduce(s: Survey) -> None:
 
 
 def _build(s: Survey) -> None:
-    """The state of an object; what a tensor is has been said when it was made, and must not be said again."""
-    s.stack.pop()
-    if isinstance(s.stack[-1], Call) and s.stack[-1].name in _TENSORS:
+    """The state of an object, which only tables may have; what a tensor is must not be said again after it was made."""
+    state, target = s.stack.pop(), s.stack[-1]
+    if not isinstance(target, dict) and not (isinstance(target, Call) and target.name in _DICTS):
         raise refusal(s.path, "its pickle changes a tensor after making it", CURE)
+    _attributes(s, state, dict)
+
+
+def _attributes(s: Survey, state: Any, owner: type) -> None:
+    """What is hung on a table or tensor must have names of its own: no method or property may be replaced."""
+    for part in state if isinstance(state, tuple) else (state,):
+        if part is None:
+            continue
+        if not isinstance(part, dict) or not all(isinstance(key, str) for key in part):
+            raise refusal(s.path, f"its pickle gives an object a state that is a {type(part).__name__}", CURE)
+        for key in part:
+            if hasattr(owner, key):
+                raise refusal(s.path, f"its pickle would replace {ascii(key)[:40]} of a {owner.__name__}", CURE)
 
 
 def _tuple(size: int) -> Callable[[Survey], None]:

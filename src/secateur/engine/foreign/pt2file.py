@@ -56,7 +56,28 @@ class _Found:
     stored: dict[str, str] = field(default_factory=dict)
     left: dict[str, str] = field(default_factory=dict)
     memory: dict[str, Tensor] = field(default_factory=dict)
+    pickled: dict[str, Tensor | None] = field(default_factory=dict)
     bytes: int = 0
+
+    def blob(self, place: str) -> Any:
+        """What a file of ``torch.save`` in the archive holds; a tensor that is listed often is read once."""
+        if place in self.pickled:
+            return self.pickled[place]
+        value, _ = parse(self.path, io.BytesIO(self.archive.read(place)), self.most - self.bytes)
+        self.pickled[place] = value.detach() if isinstance(value, Tensor) else None
+        if isinstance(value, Tensor) and value.layout == torch.strided:
+            self.spend(place, value.untyped_storage().nbytes())
+        return value
+
+    def spend(self, name: str, size: int) -> None:
+        """Count the bytes of a tensor: many may be views on the same few.
+
+        Raises:
+            FileError: when they are more together than the file may unfold to.
+        """
+        self.bytes += size
+        if self.bytes > self.most:
+            raise refusal(self.path, f"`{name}` and others unfold to more than {self.most:,} bytes")
 
 
 def is_program(names: list[str]) -> bool:
@@ -88,7 +109,7 @@ def _read(path: Path, file: Open) -> _Found:
         _table(found, table, "plain" if table.endswith("_weights_config.json") else "constant")
     for name in names:
         if not tables and name.rpartition("/")[2] in (_OLD_STATE, _OLD_CONSTANTS):
-            blob, _ = parse(path, io.BytesIO(found.archive.read(name)))
+            blob = found.blob(name)
             for key, value in blob.items() if isinstance(blob, Mapping) else ():
                 _keep(found, key, value, "pickled" if name.endswith(_OLD_STATE) else "constant")
     return found
@@ -97,6 +118,7 @@ def _read(path: Path, file: Open) -> _Found:
 def _keep(found: _Found, name: Any, value: Any, how: str) -> None:
     check_name(found.path, name)
     if isinstance(value, Tensor) and value.layout == torch.strided:
+        found.spend(name, count(value.shape) * value.element_size())
         found.tensors[name], found.stored[name] = value.detach(), how
     else:
         found.left[name] = "no plain tensor"
@@ -119,8 +141,7 @@ def _table(found: _Found, table: str, how: str) -> None:
         if place.startswith(("custom_obj", "opaque_obj")):
             found.left[name] = "an object, which is code"
         elif about.get("use_pickle"):
-            value, _ = parse(found.path, io.BytesIO(found.archive.read(f"{folder}/{place}")))
-            _keep(found, name, value, "pickled")
+            _keep(found, name, found.blob(f"{folder}/{place}"), "pickled")
         else:
             found.tensors[name] = _view(found, name, f"{folder}/{place}", about.get("tensor_meta"))
             found.stored[name] = how
@@ -140,9 +161,7 @@ def _view(found: _Found, name: str, place: str, meta: Any) -> Tensor:
     last = offset[0] + sum((n - 1) * step for n, step in zip(shape, steps, strict=True))
     if count(shape) and (last + 1) * dtype.itemsize > size or size % dtype.itemsize:
         raise refusal(found.path, f"`{name}` of shape {list(shape)} reaches beyond its {size:,} bytes")
-    found.bytes += count(shape) * dtype.itemsize
-    if found.bytes > found.most:
-        raise refusal(found.path, f"`{name}` and others unfold to more than {found.most:,} bytes")
+    found.spend(name, count(shape) * dtype.itemsize)
     if not count(shape):
         return torch.zeros(shape, dtype=dtype)
     if place not in found.memory:

@@ -71,7 +71,7 @@ def _tensors(path: Path, found: Content, facts: dict[str, Any]) -> Foreign:
     config = folder / "config.json"
     facts = {"metadata": found.metadata, **facts}
     told: dict[str, Any] = {}
-    if config.is_file() or path.is_dir():
+    if config.is_file() or (path.is_dir() and config.exists()):
         facts["config"] = read_config(config)
         told = compressed.settings(config, facts["config"])
     packed = compressed.bases(found.tensors)
@@ -89,15 +89,15 @@ def _shards(index: Path, path: Path | None = None) -> Foreign:
 
 
 def _folder(path: Path) -> Foreign:
-    if not (path / "config.json").exists():
+    known, indices = (path / "config.json").exists(), _indices(path)
+    if not known and len(indices) != 1:
         kinds = (".safetensors", ".pt", ".pth", ".bin", ".onnx", ".pt2", ".index.json")
         there = sorted(p.name for p in path.iterdir() if p.name.endswith(kinds))
         hint = f"Name one of its files: {', '.join(there[:4])}." if there else "It holds no file of weights."
         raise refusal(path, "it is a folder without config.json, so not one of Hugging Face", hint)
-    indices = sorted(path.glob("*.safetensors.index.json"))
     single = sorted(path.glob("*.safetensors"))
-    if (path / tensorfile.INDEX).exists() or len(indices) == 1:
-        return _shards(path / tensorfile.INDEX if (path / tensorfile.INDEX).exists() else indices[0], path)
+    if len(indices) == 1:
+        return _shards(indices[0], path)
     if (path / "model.safetensors").exists() or len(single) == 1:
         file = path / "model.safetensors" if (path / "model.safetensors").exists() else single[0]
         found = tensorfile.load(file)
@@ -107,3 +107,10 @@ def _folder(path: Path) -> Foreign:
         return _file(older[0])
     what = f"it holds {len(single) or len(older)} files of weights" + ("" if not single else " and no index of them")
     raise refusal(path, what, "Name one of the files, or an index of shards (`*.index.json`).")
+
+
+def _indices(path: Path) -> list[Path]:
+    """The index of shards of safetensors in a folder; of several the one with the usual name."""
+    if (path / tensorfile.INDEX).exists():
+        return [path / tensorfile.INDEX]
+    return sorted(p for p in path.glob("*.index.json") if not p.name.endswith(".bin.index.json"))

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,9 +27,6 @@ from secateur.engine.foreign.guard import (
     size_of,
     tensor_of,
 )
-
-if TYPE_CHECKING:
-    from secateur.engine.foreign.record import Foreign
 
 _MOST_HEADER = 100_000_000
 _DTYPES = {
@@ -197,7 +192,12 @@ def encode(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
     return b"".join([len(text).to_bytes(8, "little"), text, *parts])
 
 
-def _write_one(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+def write_one(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write one file and read it back.
+
+    Raises:
+        FileError: when it cannot be written, or reads back otherwise.
+    """
     with writing(path) as temporary:
         temporary.write_bytes(encode(tensors, metadata))
         check_back(path, tensors, load(temporary).tensors)
@@ -212,55 +212,3 @@ def check_back(path: Path, wanted: Mapping[str, Tensor], found: Mapping[str, Ten
     for name, tensor in wanted.items():
         if name not in found or not same(tensor.detach().cpu(), found[name]):
             raise FileError(f"`{name}` in {path} did not read back as written. Choose another folder.")
-
-
-def write(source: Foreign, path: Path, tensors: dict[str, Tensor]) -> None:
-    """Write a file, or a folder of shards with everything that lay beside them; see :meth:`Foreign.write`."""
-    if source.left:
-        names = ", ".join(f"`{name}`" for name in list(source.left)[:3])
-        raise FileError(f"{path} cannot be written: {names} of {source.path} could not be read and would be lost.")
-    if "files" not in source.facts:
-        _write_one(path, tensors, source.facts["metadata"])
-        return
-    write_folder(source, path, tensors)
-
-
-def write_folder(source: Foreign, path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """A copy of the folder with these tensors; of tensors that are new, all go into the last shard.
-
-    Raises:
-        FileError: when the path is taken, or a file cannot be written.
-    """
-    folder = source.path if source.path.is_dir() else source.path.parent
-    if path.exists():
-        raise FileError(f"{path} is there already; name a new folder.")
-    if path.resolve().is_relative_to(folder.resolve()):
-        raise FileError(f"{path} lies in {folder} itself; name a folder elsewhere.")
-    files: dict[str, str] = source.facts["files"]
-    last = sorted(set(files.values()))[-1]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    try:
-        temporary.chmod(0o755)
-        for file in sorted(folder.iterdir()):
-            beside = not file.is_symlink() or file.suffix in (".json", ".txt", ".model")
-            if file.is_file() and beside and file.name not in files.values():
-                shutil.copyfile(file, temporary / file.name)
-        where = {name: files.get(name, last) for name in tensors}
-        for shard in sorted(set(where.values())):
-            some = {name: tensor for name, tensor in tensors.items() if where[name] == shard}
-            _write_one(temporary / shard, some, source.facts["metadata"])
-        if "index" in source.facts:
-            _write_index(temporary / source.facts["index"], folder / source.facts["index"], where, tensors)
-        temporary.replace(path)
-    except OSError as error:
-        raise FileError(f"cannot write {path}: {error.strerror or error}. Choose another folder.") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _write_index(path: Path, old: Path, where: Mapping[str, str], tensors: Mapping[str, Tensor]) -> None:
-    _, rest = shards(old)
-    if isinstance(rest.get("metadata"), dict):
-        rest["metadata"]["total_size"] = sum(t.numel() * t.element_size() for t in tensors.values())
-    path.write_text(json.dumps({**rest, "weight_map": dict(where)}, indent=2) + "\n", encoding="utf-8")

@@ -7,30 +7,16 @@ import pickle
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from secateur.core.errors import FileError
-from secateur.core.files import writing
-from secateur.engine.foreign.guard import Open, check_name, check_zip, limit, opened, refusal, size_of
+from secateur.engine.foreign.checkpoints import split
+from secateur.engine.foreign.guard import Open, check_zip, limit, opened, refusal, size_of
 from secateur.engine.foreign.pickles import CURE, Survey, survey
-from secateur.engine.foreign.tensorfile import check_back
 
-if TYPE_CHECKING:
-    from secateur.engine.foreign.record import Foreign
-
-UNDER = ("state_dict", "model_state_dict", "model", "net", "network", "module", "weights", "params")
-"""Entries of a checkpoint that hold the network, the first one found being taken."""
-AVERAGES = (
-    "ema", "model_ema", "state_dict_ema", "ema_state_dict", "model_ema_state_dict", "ema_model", "params_ema",
-    "shadow_params", "shadow", "averaged_model", "swa", "swa_state_dict", "teacher", "module_ema",
-)  # fmt: skip
-"""Entries that hold an averaged copy."""
-_OPTIMIZERS = ("optimizer", "optimizer_state_dict", "optim", "optimizer_states", "opt")
 _MAGIC = 0x1950A86A20F9469CFC6C
-_DEEPEST = 4
 
 
 def is_old(start: bytes) -> bool:
@@ -45,25 +31,18 @@ def load(path: Path) -> dict[str, Any]:
         FileError: when it is damaged, holds code, or holds no tensors by name.
     """
     whole, old = load_object(path)
-    under, found, others = _choose(path, whole)
-    tensors, left = _flat(path, found)
-    facts: dict[str, Any] = {"under": under, "old format": old, "others": {}}
-    for name, other in others.items():
-        inner, _ = _flat(path, other)
-        if inner:
-            facts["others"][name] = inner
-    if isinstance(whole, Mapping) and under:
-        for name in _OPTIMIZERS:
-            if name in whole:
-                facts["optimizer"] = whole[name]
-                break
-        facts["numbers"] = {str(k): v for k, v in whole.items() if isinstance(v, int | float) or _short(v)}
-        left |= {f"{k}": "no state dict" for k in whole if str(k) not in (*under.split("."), *facts["others"],
-                 *facts["numbers"], *_OPTIMIZERS)}  # fmt: skip
-    if not tensors:
-        raise refusal(path, "it holds no tensors by name", "Save `model.state_dict()`.")
-    stored = {name: "plain" for name in tensors}
-    return {"tensors": tensors, "stored": stored, "ties": ties(tensors), "left": left, "facts": facts}
+    parts = split(path, whole, path.stat().st_size)
+    facts: dict[str, Any] = {
+        "under": ".".join(map(str, parts.under)), "joined": parts.joined, "old format": old,
+        "others": {name: other.tensors for name, other in parts.others.items()}, "averages": parts.averages,
+    }  # fmt: skip
+    if parts.optimizer is not None:
+        facts["optimizer"] = whole[parts.optimizer]
+    if parts.under or parts.numbers:
+        facts["numbers"] = parts.numbers
+    tensors = parts.network.tensors
+    stored = dict.fromkeys(tensors, "plain")
+    return {"tensors": tensors, "stored": stored, "ties": ties(tensors), "left": parts.left, "facts": facts}
 
 
 def load_object(path: Path) -> tuple[Any, bool]:
@@ -76,8 +55,13 @@ def load_object(path: Path) -> tuple[Any, bool]:
         return parse(path, file)
 
 
-def parse(path: Path, file: Open) -> tuple[Any, bool]:
+def parse(path: Path, file: Open, most: int | None = None) -> tuple[Any, bool]:
     """The same for a file that is open already, or the bytes of one.
+
+    Args:
+        path: for messages.
+        file: where it is.
+        most: bytes that it may unfold to, where these are fewer than its own size allows.
 
     Raises:
         FileError: when it is damaged or holds code.
@@ -87,7 +71,7 @@ def parse(path: Path, file: Open) -> tuple[Any, bool]:
     if old:
         _examine_old(path, file)
     else:
-        examine_zip(path, file, check_zip(path, file))
+        examine_zip(path, file, check_zip(path, file, most))
     file.seek(0)
     try:
         return torch.load(file, map_location="cpu", weights_only=True), old
@@ -148,103 +132,11 @@ def _check_storages(path: Path, file: Open, size: int, keys: list[Any], found: S
             raise refusal(path, f"it is truncated: its tensors end at byte {here:,} of {size:,}")
 
 
-def _choose(path: Path, whole: Any) -> tuple[str, Mapping[Any, Any], dict[str, Mapping[Any, Any]]]:
-    """The network in a checkpoint, by the entry it lies under, and the other state dicts beside it."""
-    if not isinstance(whole, Mapping):
-        raise refusal(path, f"it holds a {type(whole).__name__}, not tensors by name", "Save `model.state_dict()`.")
-    for key in whole:
-        check_name(path, str(key))
-    if any(isinstance(value, Tensor) for value in whole.values()) and not any(_nested(whole.get(n)) for n in UNDER):
-        return "", whole, {}
-    nested = {str(k): n for k, v in whole.items() if str(k) not in _OPTIMIZERS and (n := _nested(v)) is not None}
-    if not nested:
-        raise refusal(path, "it holds no tensors by name", "Save `model.state_dict()`.")
-    plain = [name for name in nested if name not in AVERAGES]
-    chosen = next((name for name in UNDER if name in nested), None)
-    if chosen is None:
-        chosen = max(plain or list(nested), key=lambda name: _entries(nested[name]))
-    inner, found = chosen, nested[chosen]
-    if not any(isinstance(value, Tensor) for value in found.values()):
-        name = next(str(k) for k in found if _nested(found[k]) is not None)
-        inner, found = f"{chosen}.{name}", found[name]
-    return inner, found, {name: other for name, other in nested.items() if name != chosen}
-
-
-def _short(value: Any) -> bool:
-    return isinstance(value, str) and value.isprintable() and len(value) < 200
-
-
-def _nested(value: Any) -> Mapping[Any, Any] | None:
-    """A table of tensors, or one table further in; a list of tensors counts by its numbers."""
-    if isinstance(value, list | tuple) and value and all(isinstance(entry, Tensor) for entry in value):
-        return {str(index): entry for index, entry in enumerate(value)}
-    if not isinstance(value, Mapping):
-        return None
-    if any(isinstance(entry, Tensor) for entry in value.values()):
-        return value
-    inner = [entry for entry in value.values() if isinstance(entry, Mapping)]
-    return value if any(isinstance(x, Tensor) for entry in inner for x in entry.values()) else None
-
-
-def _entries(found: Mapping[Any, Any]) -> int:
-    return sum(value.numel() for value in found.values() if isinstance(value, Tensor))
-
-
-def _flat(
-    path: Path, found: Mapping[Any, Any], prefix: str = "", depth: int = 0
-) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors by name; tables in tables are joined by dots."""
-    tensors: dict[str, Tensor] = {}
-    left: dict[str, str] = {}
-    for key, value in found.items():
-        name = check_name(path, f"{prefix}{key}")
-        if isinstance(value, Tensor) and value.layout == torch.strided and not value.is_quantized and not value.is_meta:
-            if name in tensors:
-                raise refusal(path, f"two of its tensors are called `{name}`")
-            tensors[name] = value.detach()
-        elif isinstance(value, Tensor):
-            left[name] = "a tensor that is quantised, sparse or without data"
-        elif isinstance(value, Mapping) and depth < _DEEPEST:
-            inner, rest = _flat(path, value, f"{name}.", depth + 1)
-            tensors |= inner
-            left |= rest
-        else:
-            left[name] = f"no tensor but a {type(value).__name__}"
-    return tensors, left
-
-
 def ties(tensors: Mapping[str, Tensor]) -> tuple[tuple[str, ...], ...]:
-    """Names of tensors that begin at the same place of the same memory and are equally large."""
-    groups: dict[tuple[int, int], list[str]] = {}
+    """Names of tensors that are the same view of the same memory: a transposed one is another matrix."""
+    groups: dict[tuple[Any, ...], list[str]] = {}
     for name, tensor in tensors.items():
         if tensor.numel():
-            groups.setdefault((tensor.data_ptr(), tensor.numel()), []).append(name)
+            steps = [step for size, step in zip(tensor.shape, tensor.stride(), strict=True) if size > 1]
+            groups.setdefault((tensor.data_ptr(), tensor.dtype, tensor.shape, *steps), []).append(name)
     return tuple(tuple(names) for names in groups.values() if len(names) > 1)
-
-
-def write(source: Foreign, path: Path, tensors: dict[str, Tensor]) -> None:
-    """Write the checkpoint with these tensors in their place, all other entries as they were."""
-    whole, old = load_object(source.path)
-    tied = {name: names[0] for names in source.ties for name in names}
-    made: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        first = tied.get(name, name)
-        one = made.get(first)
-        shared = one is not None and one.shape == tensor.shape and bool(torch.equal(one, tensor))
-        made[name] = one if shared and one is not None else tensor.detach().cpu().clone()
-    place: Any = whole
-    under = source.facts["under"]
-    for part in [under] if under in whole else under.split("."):
-        place = place[part] if part else place
-    if any(_nested(value) for value in place.values()) or not all(isinstance(key, str) for key in place):
-        raise FileError(
-            f"{source.path} holds tables within tables, which cannot be written back. "
-            "Save its `state_dict` alone, or as safetensors."
-        )
-    for name in [name for name, value in place.items() if isinstance(value, Tensor) and name not in made]:
-        del place[name]
-    place.update(made)
-    with writing(path) as temporary:
-        with open(temporary, "wb") as file:
-            torch.save(whole, file, _use_new_zipfile_serialization=not old)
-        check_back(path, made, load(temporary)["tensors"])
