@@ -132,14 +132,14 @@ def _misfits(subject: Subject) -> list[Finding]:
     Torch pairs memory and parameters by their order alone, so the network could not be trained on.
     """
     names = []
-    for finding in _leftovers(subject) if momenta.remembers(subject) else []:
+    for finding in _leftovers(subject) if momenta.remembers(subject) or subject.unplaced else []:
         if not finding.fixable:
             continue
         original, mask = finding.tensors
         stem = next(stem for stem, pair in parts(subject.tensors).items() if pair == (original, mask))
         order = _order(subject, stem, original, mask)
         same = order.names == [stem if name == original else name for name in subject.tensors if name != mask]
-        if not order.certain or (not same and not momenta.optimized(subject)):
+        if not order.certain or (not same and (subject.unplaced or not momenta.optimized(subject))):
             names.append(stem)
         subject = _merge(subject, finding)
     if not names:
@@ -147,8 +147,9 @@ def _misfits(subject: Subject) -> list[Finding]:
     return [Finding(
         "optimizer order", tuple(names),
         f"the optimizer's state fits the pruned module only: without the leftovers of {listed(names)} the parameters "
-        "are in another order, and which one the file does not tell", len(names),
-        "name the network with `--net NAME`; or train on with a new optimizer", severity="warning",
+        "are in another order, into which its entries cannot be brought for certain", len(names),
+        "train on with a new optimizer" + ("" if subject.unplaced else "; or name the network, `--net NAME`"),
+        severity="warning",
     )]  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from secateur.core.patterns import NM
 from secateur.engine.doctor.findings import Check, Finding
 from secateur.engine.doctor.leftovers import beside, parts
-from secateur.engine.doctor.subject import Subject, real, zeros
+from secateur.engine.doctor.subject import Subject, prunes, real, zeros
 
 _SHARE = 0.95  # of the groups that follow a pattern, from which on the others are taken for a fault
 _SAMPLE = 16  # rows that tell whether a pattern is worth counting in full
@@ -54,7 +54,9 @@ def _closed(subject: Subject) -> list[Finding]:
 def fitting(subject: Subject) -> dict[str, Tensor]:
     """The masks that fit a tensor of the file."""
     tensors = subject.tensors
-    return {n: m for n, m in subject.masks.items() if n in tensors and tensors[n].shape == m.shape}
+    return {
+        n: m for n, m in subject.masks.items() if n in tensors and tensors[n].shape == m.shape and prunes(tensors[n])
+    }
 
 
 def _leaks(subject: Subject) -> list[Finding]:

@@ -23,7 +23,7 @@ from secateur.engine.doctor.subject import Subject, real
 from secateur.engine.folder import CARD, MASKS, STRUCTURE, WEIGHTS, Artefact, resolve
 from secateur.engine.foreign import Foreign
 from secateur.engine.foreign import read as read_foreign
-from secateur.engine.foreign.guard import told
+from secateur.engine.foreign.guard import contained, told
 from secateur.engine.rebuilding import resize
 from secateur.engine.recipe import Recipe
 from secateur.nets import build, names
@@ -71,7 +71,9 @@ def open_subject(path: Path, beside: Beside) -> tuple[Subject, Source]:
     """
     subject, source = _ours(path) if _is_ours(path) else _foreign(path)
     if beside.masks is not None:
-        subject = replace(subject, masks=_fitted(read_masks(beside.masks), subject.tensors), masked=True)
+        with contained(beside.masks):
+            masks = _fitted(read_masks(beside.masks), subject.tensors)
+        subject = replace(subject, masks=masks, masked=True)
     if beside.ema is not None:
         averages = {**subject.averages, str(beside.ema): _tensors(beside.ema)}
         subject = replace(subject, averages=averages, outside=subject.outside | {str(beside.ema)})
@@ -122,6 +124,7 @@ def _foreign(path: Path) -> tuple[Subject, Source]:
     subject = Subject(
         path, found.kind, found.tensors, masks, masked, found.ties, {**averages, **among}, frozenset(among),
         optimizer=optimizer if isinstance(optimizer, Mapping) else None, stored=found.stored, others=others, used=used,
+        unplaced=tuple(name for name, why in found.left.items() if "the state of an optimizer" in why),
     )  # fmt: skip
     return subject, Source(None, found)
 
@@ -187,9 +190,8 @@ def read_masks(path: Path) -> dict[str, Tensor]:
 
 
 def _tensors(path: Path) -> Mapping[str, Tensor]:
-    if _is_ours(path):
-        return Artefact.open(resolve(path), bare=True).state()
-    return read_foreign(path).tensors
+    with contained(path):
+        return Artefact.open(resolve(path), bare=True).state() if _is_ours(path) else read_foreign(path).tensors
 
 
 def _recipe(beside: Beside) -> Recipe:

@@ -35,6 +35,7 @@ class Subject:
         outside: names of averaged copies that lie in another file.
         dense: the network that it came from.
         optimizer: state of the optimizer, as ``torch`` saves it.
+        unplaced: names of further optimizers' states in the file, which are not looked into.
         net: the network, without these weights.
         data: examples, for statistics.
         stored: how tensors lie in the file where not plain.
@@ -52,6 +53,7 @@ class Subject:
     outside: frozenset[str] = frozenset()
     dense: Mapping[str, Tensor] = field(default_factory=dict)
     optimizer: Mapping[str, Any] | None = None
+    unplaced: tuple[str, ...] = ()
     net: nn.Module | None = None
     data: Dataset | None = None
     stored: Mapping[str, str] = field(default_factory=dict)
@@ -69,7 +71,7 @@ class Subject:
         return {
             name: tensor
             for name, tensor in self.tensors.items()
-            if tensor.is_floating_point() and tensor.dim() >= 2 and tensor.numel() and not self.is_mask(name)
+            if prunes(tensor) and tensor.dim() >= 2 and tensor.numel() and not self.is_mask(name)
         }
 
     def weights(self) -> dict[str, Tensor]:
@@ -87,6 +89,11 @@ class Subject:
         if stem != name and (f"{stem}_orig" in self.tensors or prunable(stem)):
             return True
         return bool(re.search(r"parametrizations\..*\.\d+\.", name))
+
+
+def prunes(tensor: Tensor) -> bool:
+    """Whether values can be set to zero: bare powers of two, as scales are kept, have none."""
+    return tensor.is_floating_point() and tensor.dtype != torch.float8_e8m0fnu
 
 
 def prunable(name: str) -> bool:

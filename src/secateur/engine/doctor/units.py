@@ -112,6 +112,8 @@ def _dense_zeros(subject: Subject) -> list[Finding]:
 
 def _files(subject: Subject) -> str:
     """The files of weights, as a shell takes them."""
+    if subject.path.name.endswith(".index.json"):
+        return f"{typed(subject.path.parent)}/*.safetensors"
     if not subject.path.is_dir():
         return typed(subject.path)
     if subject.kind == "folder":
