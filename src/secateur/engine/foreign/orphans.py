@@ -137,8 +137,8 @@ def _refuse_halves(path: Path, tensors: Mapping[str, Tensor], known: frozenset[s
     """
     for name in tensors:
         for end, other, what in (
-            ("_orig", "_mask", "which of its weights are pruned"),
-            ("_mask", "_orig", "what it masks"),
+            ("_orig", "_mask", "what of it is pruned"),
+            ("_mask", "_orig", "its weight"),
         ):
             base = name.removesuffix(end)
             beside = base in tensors or any(f"{base}{part}" in tensors for part in _NORMS)
