@@ -2,12 +2,13 @@
 
 import json
 import shutil
+import tomllib
 
 import pytest
 import torch
 
 from secateur.engine.folder import Artefact
-from secateur.engine.planning.planner import digest_of
+from secateur.engine.planning.carrying import digest_of
 
 QUICK = ["--threads", "1"]
 
@@ -64,6 +65,21 @@ def test_what_is_planned_is_what_is_done(call, dense, planned, tmp_path):
     assert {"Plan and truth", "Plan and truth by layer"} <= {section["title"] for section in sections}
     again = call("prune", dense, "--plan", planned, "-o", tmp_path / "out")
     assert again[0] == 0 and "done before" in again[2]
+
+
+def test_a_dry_run_writes_nothing_and_the_configuration_is_that_of_the_plan(call, dense, tmp_path):
+    words = ["plan", dense, "--to", "macs 50%", "--patterns", "2:4,unstructured", "--examples", "60", "--no-measure"]
+    words += ["--score", "snip", "-o", tmp_path / "plan.json", *QUICK]
+
+    code, out, err = call(*words, "--dry-run")
+    assert code == 0 and "fc1.weight" in out and "carry it out" not in out, err
+    code, out, err = call(*words, "--print-config")
+    asked = tomllib.loads(out)
+
+    assert code == 0 and "step" not in asked and not (tmp_path / "plan.json").exists(), err
+    assert (asked["plan"]["to"], asked["plan"]["patterns"]) == ("macs 0.5x", ["2:4", "unstructured"])
+    assert asked["plan"]["criterion"]["use"] == "snip" and asked["plan"]["measure"] is False
+    assert (asked["plan"]["examples"], asked["plan"]["threads"], asked["plan"]["least"]) == (60, 1, "ms")
 
 
 def test_another_plan_in_the_same_file_is_another_step(call, dense, planned, tmp_path):
@@ -132,6 +148,13 @@ def test_channels_go_first_and_weights_after(call, dense, tmp_path):
         (["--to", "params 10%", "--batch", "0"], "--batch is 0"),
         (["--to", "keep 1", "--examples", "60", "--no-measure"], "best reachable is"),
         (["--to", "params 10%", "-o", "."], "is a folder"),
+        (["--to", "params 10%", "-o", f"{__file__}/plan.json"], "is no folder"),
+        (["--to", "params 10%", "-s", "allocation=erk"], "`-s allocation=...` has no effect"),
+        (["--to", "params 10%", "-s", "pattern=nm"], "use --patterns"),
+        (["--to", "params 10%", "-s", "to=params 5%"], "use --to"),
+        (["--to", "params 10%", "-s", "step.1.do=measure"], "a plan has no steps"),
+        (["--to", "latency 0.5"], "latency 0.5x"),
+        (["--to", "params 10%", "--examples", "60", "--batch", "61"], "fewer than a batch of 61"),
         (["--to", "params 10%", "--only", "nothing*", "--examples", "60"], "nothing*"),
     ],
 )

@@ -1,6 +1,7 @@
 """``secateur plan``."""
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,9 @@ from secateur.core.patterns import parse_pattern
 from secateur.engine.planning.targets import parse_aim
 
 UNITS = ("channels", "heads", "depth")
+_OWN = {"to": "--to", "pattern": "--patterns", "patterns": "--patterns", "batch": "--batch", "threads": "--threads",
+        "least": "--least"}  # fmt: skip
+"""Settings that a plan has flags for."""
 _STEP = ("criterion", "solver", "inputs", "only", "skip", "examples")
 
 
@@ -23,11 +27,52 @@ def run(request: argparse.Namespace) -> int:
             raise UsageError(f"--{name} is {value}; it must be at least 1.")
     if request.inputs and not request.solver:
         raise UsageError("--inputs has no effect without a solver; add `--solver sparsegpt`, or leave it out.")
-    if request.out is not None and Path(request.out).is_dir():
-        raise FileError(f"{request.out} is a folder; name a file, such as `-o plan.json`.")
+    if request.out is not None:
+        _check_place(Path(request.out))
     step = {key: value for key in _STEP if (value := getattr(request, key))}
     table = table_of(request, [{"do": "prune", **step}])
+    _refuse_settings(table["step"])
     return _make(request, table, aim, words)
+
+
+def _check_place(path: Path) -> None:
+    """Refuse a place where no file can be written: told at the end, all work would be lost.
+
+    Raises:
+        FileError: saying why.
+    """
+    if path.is_dir():
+        raise FileError(f"{path} is a folder; name a file, such as `-o plan.json`.")
+    folder = next(folder for folder in path.absolute().parents if folder.exists())
+    if not folder.is_dir():
+        raise FileError(f"cannot write {path}: {folder} is no folder; name a file elsewhere with `-o`.")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise FileError(f"cannot write {path}: the folder {folder} cannot be written; name another with `-o`.")
+
+
+def _refuse_settings(steps: list[dict[str, Any]]) -> None:
+    """Refuse settings of the step that a plan does not go by.
+
+    Raises:
+        UsageError: naming the first.
+    """
+    if len(steps) > 1 or steps[0].get("do") != "prune":
+        raise UsageError("a plan has no steps; `-s` sets its own keys, such as `-s criterion.seed=3`.")
+    for key in steps[0]:
+        if key not in ("do", *_STEP):
+            cure = f"use {_OWN[key]}" if key in _OWN else "leave it out"
+            raise UsageError(f"`-s {key}=...` has no effect on a plan layer by layer; {cure}.")
+
+
+def _configuration(request: argparse.Namespace, recipe: Any, aim: Any, words: tuple[str, ...]) -> str:
+    """All that a plan goes by, defaults included, as TOML."""
+    from secateur.engine.toml import dump as toml
+
+    table = recipe.to_table(True)
+    step = table.pop("step")[0]
+    asked = {"to": str(aim), "patterns": list(words), **{key: step[key] for key in _STEP if key in step}}
+    asked |= {"batch": request.batch or 1, "threads": request.threads, "least": request.least or "ms"}
+    return toml({**table, "plan": {**asked, "measure": not request.no_measure}})
 
 
 def _patterns(given: list[str] | None) -> tuple[str, ...]:
@@ -46,7 +91,7 @@ def _make(request: argparse.Namespace, table: dict[str, Any], aim: Any, words: t
 
     recipe = Recipe.from_table(table)
     if request.print_config:
-        print(recipe.to_toml(defaults=True), end="")
+        print(_configuration(request, recipe, aim, words), end="")
         return 0
     step = recipe.steps[0]
     runner = Runner(recipe, Path("."), request.data_dir, screen.listener(request))
@@ -60,12 +105,13 @@ def _make(request: argparse.Namespace, table: dict[str, Any], aim: Any, words: t
         made = plan_network(runner.sample(runner.data(), step.examples, state.net), aim, how)
     for text in dict.fromkeys(cautions):
         runner.listener.say(text)
-    if request.out is not None:
+    written = request.out is not None and not request.dry_run
+    if written:
         made.save(request.out)
     if request.json:
         dump(made.to_json())
         return 0
     print(made)
-    if request.out is not None:
+    if written:
         print(f"\nplan {request.out}; carry it out: secateur prune {request.start} --plan {request.out}")
     return 0

@@ -29,19 +29,19 @@ class Verb:
         return int(importlib.import_module(f"secateur.cli.{self.module}").run(request))
 
 
-def _shared(p: argparse.ArgumentParser, kept: str = "") -> None:
+def _shared(p: argparse.ArgumentParser, kept: str = "", dry: str = "say what would be done, and do nothing") -> None:
     p.add_argument("-o", "--out", metavar="FILE" if kept else "FOLDER",
                    help=kept or "the run folder (default: a name under runs/)")  # fmt: skip
     p.add_argument("--data", metavar="NAME", help="digits, mnist, cifar10, ..., a folder, or module:function")
     p.add_argument("--data-dir", metavar="FOLDER", help="where data sets lie (default: $SECATEUR_DATA)")
     p.add_argument("--seed", type=int, metavar="N", help="seed of everything random (default 0)")
-    _settings(p)
+    _settings(p, dry)
 
 
-def _settings(p: argparse.ArgumentParser) -> None:
+def _settings(p: argparse.ArgumentParser, dry: str = "say what would be done, and do nothing") -> None:
     p.add_argument("-s", "--set", action="append", default=[], metavar="A.B=VALUE", dest="settings",
                    help="set any recipe key, for example -s criterion.seed=3 or -s data.batch=64")  # fmt: skip
-    p.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
+    p.add_argument("--dry-run", action="store_true", help=dry)
     p.add_argument("--print-config", action="store_true", help="print the whole recipe, defaults included, and stop")
     p.add_argument("--json", action="store_true", help="print the result as JSON")
 
@@ -101,11 +101,12 @@ def _plan(p: argparse.ArgumentParser) -> None:
     p.add_argument("--least", choices=("ms", "bytes", "macs", "params"), default=None,
                    help="for targets of loss and accuracy: what is to be least (default ms)")  # fmt: skip
     p.add_argument("--no-measure", action="store_true",
-                   help="forecast only: no layer is timed, nothing is tried on a copy")  # fmt: skip
+                   help="forecast only: layers that are not known are not timed, nothing is tried on a copy; a few "
+                        "calls still tell the machine's pace")  # fmt: skip
     p.add_argument("--net", metavar="NAME", help="the network of a .safetensors file")
     p.add_argument("--only", action="append", default=[], metavar="GLOB", help="prune only these tensors")
     p.add_argument("--skip", action="append", default=[], metavar="GLOB", help="leave these tensors alone")
-    _shared(p, "where the plan is kept (default: it is only shown)")
+    _shared(p, "where the plan is kept (default: it is only shown)", "make the plan and show it, but write no file")
 
 
 def _shrink(p: argparse.ArgumentParser) -> None:
@@ -263,7 +264,10 @@ def _calibrate(p: argparse.ArgumentParser) -> None:
     p.add_argument("--threads", type=int, metavar="N", help="threads of the compiled core (default: all cores)")
     p.add_argument("--pattern", action="append", default=[], metavar="P",
                    help="unstructured, 4x1, 2:4, ...; may be repeated (default: these three)")  # fmt: skip
-    p.add_argument("--again", action="store_true", help="measure anew what is known of this machine")
+    p.add_argument("--engine", action="append", default=[], metavar="E",
+                   help="also time the networks as they are in torch (and on CUDA where there is a device), "
+                        "onnxruntime, or all")  # fmt: skip
+    p.add_argument("--again", action="store_true", help="measure anew what is known of these networks")
     p.add_argument("--status", action="store_true", help="say what is known, and measure nothing")
     p.add_argument("--data-dir", metavar="FOLDER", help="where data sets lie (default: $SECATEUR_DATA)")
     p.add_argument("--json", action="store_true", help="print the result as JSON")

@@ -163,14 +163,19 @@ def prune(
         also: averaged copies (EMA) to prune along; not with a solver, which moves weights.
         layers: also forecast and measure the rise of the loss tensor by tensor, those before it pruned already, on the
             first 256 examples (two backward passes and one forward pass for each); a solver's layers always are.
-        **options: as for :func:`plan`, when a target is given.
+        **options: as for :func:`plan`, when a target is given. ``measure=False`` holds for both: nothing but the loss
+            is measured, neither in planning layer by layer nor after.
 
     Raises:
         SecateurError: as :func:`plan`; nothing was changed then.
     """
     if isinstance(plan_or_to, str) and ("patterns" in options or is_aim(plan_or_to)):
         plan_or_to = plan(task, plan_or_to, **options, solver=solver, inputs=inputs)
-        solver, inputs, options = None, "sequential", {"example": options.get("example")}
+        solver, inputs, options = (
+            None,
+            "sequential",
+            {key: options[key] for key in ("example", "measure") if key in options},
+        )
     if isinstance(plan_or_to, LayerPlan):
         if solver is not None or inputs != "sequential" or curvature != "layers" or rounds != 1:
             raise UsageError("a plan layer by layer names its own solver; make it with plan(..., solver=...).")

@@ -13,7 +13,7 @@ from secateur.core.patterns import parse_pattern
 from secateur.core.streams import stream
 from secateur.engine.planning.choosing import NANO, Market, Seller, ladder, stored
 from secateur.engine.planning.planner import plan_network
-from secateur.engine.planning.searching import largest
+from secateur.engine.planning.searching import largest, read_twice
 
 FEW = (0.5, 0.2, 0.05)
 
@@ -139,3 +139,55 @@ def test_a_patient_search_ends_sooner_and_still_meets_the_goal():
 def test_nano_seconds_are_whole():
     plan = plan_network(task_of(network()), "ms 1.2", how(compare=False))
     assert NANO == 10**6 and plan.figures["ms"].forecast <= 1.2
+
+
+def test_a_pattern_that_takes_longer_at_first_is_still_left_out_where_nothing_need_go():
+    """Costs that jump up where zeros begin: the highest density whose cost fits is found, the tensor whole first."""
+    slow = lambda word, d: 0.2 + 1.2 * d if word else 1.0  # noqa: E731
+    pattern = {"unstructured": parse_pattern("unstructured")}
+    made = Market(tuple(Seller(n, (40, 40), 1, pattern, lambda w, d: (1 - d) ** 2, slow, FEW) for n in "ab"))
+
+    for limit in (2.0, 1.9, 1.0, 0.55):
+        even = made.uniform("unstructured", "ms", round(limit * NANO))
+        fits = [k for k in range(1601) if 2 * slow("unstructured" if k < 1600 else "", k / 1600) <= limit + 1e-9]
+        best = 2 * (1 - max(fits) / 1600) ** 2
+        assert even.cost("ms") <= limit * NANO and best <= even.loss <= best + 0.03
+    assert made.uniform("unstructured", "ms", round(0.4 * NANO)) is None
+
+
+@pytest.mark.parametrize(("word", "least"), [("unstructured", 1), ("4x1", 4)])
+def test_offers_go_down_to_one_unit(word, least):
+    """Of a large tensor too; and none has fewer."""
+    one = Seller("t", (400, 300), 1, {word: parse_pattern(word)}, lambda w, d: 1 - d, lambda w, d: d, ladder(120_000))
+    assert min(offer.kept for offer in one.offers) == least
+    assert Market((one,)).uniform(word, "params", 3 * least).cost("params") <= 3 * least
+    rungs = ladder(120_000)
+    assert list(rungs) == sorted(set(rungs), reverse=True) and rungs[-1] == 1 / 120_000
+
+
+def test_bytes_of_halves():
+    assert stored(1000, 100_000, 2) == 12_500 + 2000 + 128 and stored(90_000, 100_000, 2) == 186_000 + 6_628
+    assert stored(99_000, 100_000, 2) == 200_000
+
+
+def test_a_reading_that_was_lucky_is_read_again():
+    """Each first reading is a tenth too low: what is taken in the end meets the goal by readings that are not."""
+    true, seen = (lambda limit: 1.2 * limit), []
+
+    def search(first, high):
+        return largest(
+            first, lambda limit: limit, lambda limit: 0.9 * true(limit), 10.0, lambda t: 0.99 * t.limit * 10.0 / t.got,
+            rounds=6, slack=0.03, high=high,
+        )  # fmt: skip
+
+    def again(limit):
+        seen.append(limit)
+        return true(limit)
+
+    lucky, _ = search(10.0, math.inf)
+    assert true(lucky.made) > 10.0 >= lucky.got
+    met, missed = read_twice(search, again, 10.0, 10.0)
+    assert 8.5 <= true(met.made) <= 10.0 and met.got == true(met.made) and missed.got > 10.0
+    assert seen == sorted(seen, reverse=True) and len(seen) > 1
+
+    assert read_twice(search, lambda limit: 11.0, 10.0, 10.0) == (None, missed)  # never met twice

@@ -18,7 +18,8 @@ DENSE = ""
 NANO = 1_000_000
 """Nanoseconds of a millisecond: costs are whole numbers."""
 _RUNGS, _HIGH, _LOW = 28, 0.9, 0.005
-_EVEN = 200
+_EVEN, _FURTHER = 200, 0.9
+"""Steps of one density everywhere, down to the last of the even rungs; below it, the ratio of one to the next."""
 _ENTRY = 128
 """Bytes that the second tensor of a weight as bits and values takes in a plan file's header."""
 
@@ -63,6 +64,7 @@ class Seller:
         time: milliseconds of its layer under a pattern at a density; the pattern is empty for the layer as it is.
         densities: rungs of the ladder.
         why: why it takes no pattern at all.
+        item: bytes of one of its weights in a plan file.
     """
 
     name: str
@@ -73,6 +75,7 @@ class Seller:
     time: Callable[[str, float], float | None]
     densities: tuple[float, ...]
     why: str = ""
+    item: int = 4
 
     @property
     def total(self) -> int:
@@ -82,7 +85,8 @@ class Seller:
     @cached_property
     def dense(self) -> Offer:
         """The tensor as it is."""
-        return Offer(DENSE, self.total, 0.0, self.time(DENSE, 1.0), stored(self.total, self.total), self._macs(None))
+        size = stored(self.total, self.total, self.item)
+        return Offer(DENSE, self.total, 0.0, self.time(DENSE, 1.0), size, self._macs(None))
 
     @cached_property
     def offers(self) -> tuple[Offer, ...]:
@@ -99,7 +103,8 @@ class Seller:
             return self.dense
         density = kept / self.total
         rise = max(0.0, self.rise(word, density))
-        return Offer(word, kept, rise, self.time(word, density), stored(kept, self.total), self._macs(kept))
+        size = stored(kept, self.total, self.item)
+        return Offer(word, kept, rise, self.time(word, density), size, self._macs(kept))
 
     def near(self, word: str, density: float) -> Offer:
         """The offer of a pattern at about a density; as it is where it cannot take the pattern."""
@@ -173,6 +178,8 @@ class Market:
     """All tensors of a network with their offers."""
 
     sellers: tuple[Seller, ...]
+    even: dict[str, list[Choice]] = field(default_factory=dict, compare=False, repr=False)
+    """One density everywhere, from many weights to few, by pattern, once it was asked for."""
 
     @cached_property
     def totals(self) -> dict[str, int]:
@@ -195,7 +202,8 @@ class Market:
     def only(self, words: Iterable[str]) -> Market:
         """The same with some of the patterns."""
         chosen = tuple(words)
-        return Market(tuple(seller.only(chosen) for seller in self.sellers))
+        even = {word: made for word, made in self.even.items() if word in chosen}
+        return Market(tuple(seller.only(chosen) for seller in self.sellers), even)
 
     def best(self, quantity: Quantity, limit: int) -> Choice | None:
         """The least loss of all choices that cost at most ``limit``; what is left of it then buys weights back.
@@ -224,17 +232,15 @@ class Market:
 
     def uniform(self, word: str, quantity: Quantity, limit: int) -> Choice | None:
         """The same density of one pattern in all tensors that can take it, as high as the limit allows."""
-        lowest = min((d for s in self.sellers for d in s.densities), default=1.0)
-
-        def at(step: int) -> Choice:
-            return Choice({s.name: s.near(word, lowest ** (step / _EVEN)) for s in self.sellers}, totals=self.totals)
-
-        low, high = 0, _EVEN  # the least step that is cheap enough; cost falls with the density
-        while low < high:
-            middle = (low + high) // 2
-            low, high = (low, middle) if at(middle).cost(quantity) <= limit else (middle + 1, high)
-        made = at(low)
-        return made if made.cost(quantity) <= limit else None
+        known = self.even.setdefault(word, [])
+        # step by step: a pattern may take longer at first than the tensor as it is
+        for place, density in enumerate(_steps(min((d for s in self.sellers for d in s.densities), default=1.0))):
+            if place == len(known):
+                offers = {s.name: s.near(word, density) for s in self.sellers}
+                known.append(Choice(offers, totals=self.totals))
+            if known[place].cost(quantity) <= limit:
+                return known[place]
+        return None
 
     def _options(self, quantity: Quantity) -> list[list[Option]]:
         return [[Option(offer.cost(quantity), offer.loss) for offer in s.offers] for s in self.sellers]
@@ -252,14 +258,23 @@ class Market:
         return replace(choice, offers=offers)
 
 
-def ladder() -> tuple[float, ...]:
-    """Densities from many weights to few, equal steps in the ratio."""
-    return tuple(_HIGH * (_LOW / _HIGH) ** (i / (_RUNGS - 1)) for i in range(_RUNGS))
+def ladder(total: int = 1) -> tuple[float, ...]:
+    """Densities from many weights to few: equal steps in the ratio, then halves down to one of ``total`` weights."""
+    even = tuple(_HIGH * (_LOW / _HIGH) ** (i / (_RUNGS - 1)) for i in range(_RUNGS))
+    halves = max(0, math.ceil(math.log2(_LOW * max(total, 1))))
+    return even + tuple(max(_LOW / 2**i, 1 / total) for i in range(1, halves + 1))
 
 
-def stored(kept: int, total: int) -> int:
+def _steps(lowest: float) -> list[float]:
+    """Densities from all weights down to the lowest, in small steps."""
+    even = [max(lowest, _LOW) ** (i / _EVEN) for i in range(_EVEN + 1)]
+    more = max(0, math.ceil(math.log(min(lowest / _LOW, 1.0)) / math.log(_FURTHER)))
+    return even + [max(_LOW * _FURTHER**i, lowest) for i in range(1, more + 1)]
+
+
+def stored(kept: int, total: int, item: int = 4) -> int:
     """Bytes of a tensor in a plan file: whole, or as a bit for each place and the values that are not zero."""
-    return min(4 * total, -(-total // 8) + 4 * kept + _ENTRY)
+    return min(item * total, -(-total // 8) + item * kept + _ENTRY)
 
 
 def said(offer: Offer, quantity: Quantity) -> str:

@@ -104,6 +104,7 @@ class Removal:
         groups: units kept and all, by group.
         rise: measured rise of the loss by the removal alone.
         blocks: names of whole blocks that go.
+        units: indices of the units that go, by group; empty where they are chosen anew, by their scores.
     """
 
     to: str
@@ -112,6 +113,7 @@ class Removal:
     groups: Mapping[str, tuple[int, int]]
     rise: float
     blocks: tuple[str, ...] = ()
+    units: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -133,9 +135,14 @@ class LayerPlan:
         solver: chooses them instead, and moves the others.
         inputs: what a solver's layers are given.
         removal: units that go first.
-        exact: no choice among the offers of the ladder has a lower forecast.
-        machine: ``engine``, ``isa``, ``threads``, ``batch`` of the milliseconds.
+        exact: it is proven that no choice among the offers of the ladder is better: none that takes as little by
+            forecast has a lower forecast of the loss; for targets of loss and accuracy, none that loses as little by
+            forecast takes less.
+        machine: ``engine``, ``isa``, ``threads``, ``batch`` of the milliseconds, and ``name``: the processor and the
+            compiled core, on one line.
         notes: what else is to be known.
+        data: ``examples``, ``seed`` and ``digest`` of the data that it was made with.
+        masks: digest of the weights that its counts keep, where a criterion that goes by the data scores them.
     """
 
     target: str
@@ -152,6 +159,8 @@ class LayerPlan:
     exact: bool = False
     machine: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    data: Mapping[str, Any] = field(default_factory=dict)
+    masks: str = ""
 
     @property
     def counts(self) -> dict[str, tuple[int, int]]:
@@ -205,11 +214,34 @@ class LayerPlan:
         lines += [f"as it is: {', '.join(names)} ({why})" for why, names in reasons.items()]
         lines += _left(self.left_alone)
         lines += [_other(other) for other in self.others]
-        lines.append(
-            "no choice among the offers has a lower forecast (proven)" if self.exact
-            else "better choices among the offers are not ruled out"
-        )  # fmt: skip
+        lines += [_proof(self), *_clock(self.machine)]
         return "\n".join([*lines, *self.notes])
+
+
+def _proof(plan: LayerPlan) -> str:
+    """What no choice among the offers can do better: for what is forecast, whatever was asked for."""
+    if not plan.exact:
+        return "better choices among the offers are not ruled out"
+    word = plan.target.partition(" ")[0]
+    if word in ("loss", "accuracy"):
+        return "no choice among the offers with as low a forecast of the loss takes less (proven)"
+    name = "ms" if word == "latency" else word
+    figure = plan.figures.get(name)
+    if figure is None or figure.forecast is None:
+        return "no choice among the offers that takes as little has a lower forecast of the loss (proven)"
+    most = f"{shown(name, figure.forecast)} {UNITS[name]}"
+    return f"no choice among the offers of at most {most} by forecast has a lower forecast of the loss (proven)"
+
+
+def _clock(machine: Mapping[str, Any]) -> list[str]:
+    """Which milliseconds these are."""
+    if not machine:
+        return []
+    engine = {"secateur": "compiled core"}.get(str(machine.get("engine")), str(machine.get("engine")))
+    threads, batch = machine.get("threads", 1), machine.get("batch", 1)
+    parts = [engine, str(machine.get("isa") or ""), f"{threads} thread{'' if threads == 1 else 's'}", f"batch {batch}"]
+    processor = str(machine.get("name") or "").partition(" | ")[0]
+    return [f"ms: {', '.join(part for part in (*parts, processor) if part)}"]
 
 
 def _rows(layers: tuple[LayerChoice, ...]) -> list[str]:

@@ -70,6 +70,8 @@ class Rises:
     def at(self, name: str, pattern: str, density: float) -> float:
         """Share of one layer: between rungs along a power of the density, above the first along one of what goes.
 
+        Below the last rung the power between the last two goes on; what is told there is extrapolated.
+
         Raises:
             UsageError: for a tensor or a pattern without a forecast, or a density that is not above 0 and at most 1.
         """
@@ -122,7 +124,10 @@ def _between(densities: Sequence[float], shares: Sequence[float], density: float
             if not low:
                 return high * math.log(left / density) / math.log(left / right)
             return low * (high / low) ** (math.log(left / density) / math.log(left / right))
-    return shares[-1]
+    if len(shares) < 2 or not shares[-2]:
+        return shares[-1]
+    further = math.log(densities[-1] / density) / math.log(densities[-2] / densities[-1])
+    return shares[-1] * (shares[-1] / shares[-2]) ** further
 
 
 def loss_rises(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 
-__all__ = ["Tried", "largest", "lasting", "next_limit", "patience", "scaled_limit"]
+__all__ = ["Tried", "largest", "lasting", "next_limit", "patience", "read_twice", "scaled_limit"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ def largest(
     slack: float,
     log: bool = False,
     patience: Callable[[int], float] = lambda tries: 1.0,
+    high: float = math.inf,
 ) -> tuple[Tried[T] | None, Tried[T] | None]:
     """Try limits until what is measured is at most the goal and near it, or the rounds are over.
 
@@ -51,13 +52,14 @@ def largest(
         slack: how far below the goal, as a share of it, is near enough.
         log: take the middle in the ratio.
         patience: from the number of tries to what the slack is multiplied by; infinite takes any that meets the goal.
+        high: limits after the first stay below it.
 
     Returns:
         The best that met the goal and the nearest that did not; None where there is none.
     """
     met: Tried[T] | None = None
     missed: Tried[T] | None = None
-    low, high, limit = (0.0 if log else -math.inf), math.inf, start
+    low, limit = (0.0 if log else -math.inf), start
     for tries in range(rounds):
         made = make(limit)
         if made is None:
@@ -76,6 +78,45 @@ def largest(
         if limit in (low, high) or (met is not None and math.isinf(patience(tries + 1))):
             break
     return met, missed
+
+
+def read_twice(
+    search: Callable[[float, float], tuple[Tried[T] | None, Tried[T] | None]],
+    again: Callable[[T], float],
+    start: float,
+    goal: float,
+    *,
+    turns: int = 4,
+) -> tuple[Tried[T] | None, Tried[T] | None]:
+    """What a search ends at, once a second reading meets the goal too.
+
+    Where readings vary, the one that ends a search was taken because it is low, so it is too low on the average; the
+    second is taken whatever it says. Where that one misses, limits below are searched.
+
+    Args:
+        search: from a first limit, and one that none after it is above, to the best that met the goal and the nearest
+            that did not.
+        again: a second reading, apart from those of the search.
+        start: the first limit.
+        goal: the most that may be measured.
+        turns: how many second readings are taken at most.
+
+    Returns:
+        The one that met the goal twice, with its second reading, and the nearest that did not; None where there is
+        none.
+    """
+    limit, high, nearest = start, math.inf, None
+    for turn in range(turns):
+        met, missed = search(limit, high)
+        nearest = min((one for one in (nearest, missed) if one is not None), key=lambda one: one.got, default=None)
+        if met is None:
+            return None, nearest
+        second = replace(met, got=again(met.made))
+        if second.got <= goal:
+            return second, nearest
+        nearest = second if nearest is None or second.got < nearest.got else nearest
+        limit = high = met.limit * min(1.0, goal / second.got) * (0.98 - 0.03 * turn)
+    return None, nearest
 
 
 def _between(wanted: float, high: float, low: float, log: bool) -> float:

@@ -87,10 +87,9 @@ def parse_aim(text: str) -> Aim:
     if not match:
         raise UsageError(f"the target {text!r} is not understood; write {FORM}.")
     word, digits, unit = match.groups()
-    if word == "sparsity" and not unit:
-        return _aim("params", 1 - Fraction(digits.replace(",", "")), True, text)
-    if word == "keep" and not unit:
-        return _aim("params", Fraction(digits.replace(",", "")), False, text)
+    number = Fraction(digits.replace(",", ""))
+    if word in ("sparsity", "keep"):
+        return _weights(word, number, unit, text)
     quantity: Quantity | None = "ms" if word == "latency" else next((q for q in _quantities() if q == word), None)
     if quantity is None:
         raise UsageError(f"the target {text!r} names no known quantity ({word!r}); write {FORM}.")
@@ -98,7 +97,8 @@ def parse_aim(text: str) -> Aim:
     if unit and unit not in known and (unit not in _SHARE or not known):
         takes = f"no unit {unit!r} but x, %, {', '.join(known)}" if known else f"no unit, not {unit!r}"
         raise UsageError(f"the target {text!r}: {word} takes {takes}; write {FORM}.")
-    number = Fraction(digits.replace(",", ""))
+    if word == "latency" and not unit and 0 < number <= 1:  # a share as of other quantities, or milliseconds?
+        raise UsageError(f"the target {text!r} has two meanings; write `latency {digits}x`, or `ms {digits}`.")
     if quantity in ("macs", "params") and not unit and 0 < number <= 1:
         unit = "x"  # as everywhere: `params 0.1` is a share, one weight is `keep 1`
     if unit in _SHARE:
@@ -108,6 +108,20 @@ def parse_aim(text: str) -> Aim:
             raise UsageError(f"the target {text!r}: say how many points may be lost, such as `accuracy -0.5`.")
         number = -number
     return _aim(quantity, number * (known[unit] if unit else 1), False, text)
+
+
+def _weights(word: str, number: Fraction, unit: str, text: str) -> Aim:
+    """Targets of pruning with one budget: the share of weights that go, or how many stay."""
+    takes = ("", "%") if word == "sparsity" else ("",)
+    if unit not in takes:
+        form = "`sparsity 0.9` or `sparsity 90%`" if word == "sparsity" else "`keep 13000`, or `params 10%` for a share"
+        raise UsageError(f"the target {text!r}: {word} takes no unit {unit!r}; write {form}.")
+    if word == "keep":
+        return _aim("params", number, False, text)
+    gone = number / 100 if unit else number
+    if not 0 <= gone < 1:
+        raise BudgetError(f"{text!r}: the share of zeros must be in [0, 1), it is {float(gone):g}; 0.9 means 90 %.")
+    return _aim("params", 1 - gone, True, text)
 
 
 def _quantities() -> tuple[Quantity, ...]:

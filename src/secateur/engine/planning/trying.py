@@ -18,17 +18,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from secateur.core.errors import ModelError, UsageError
+from secateur.core.errors import DataError, ModelError, UsageError
 from secateur.core.masks import Masks
 from secateur.core.names import aliases, unwrap
-from secateur.core.task import Task
+from secateur.core.task import Task, to
 from secateur.engine.planning.clocks import LONG
-from secateur.engine.planning.pieces import few
+from secateur.engine.planning.pieces import few, part
+from secateur.engine.planning.variants import arrays_of
 from secateur.runtime import planfile
 from secateur.runtime.capture import Captured, capture
 from secateur.runtime.session import Session
 
-__all__ = ["Trial", "accuracy", "arrays_of", "call_ms", "captured_of", "judged", "refuse_pruned", "write_plan"]
+__all__ = [
+    "Trial", "accuracy", "arrays_of", "batch_of", "call_ms", "captured_of", "judged", "refuse_pruned", "write_plan",
+]  # fmt: skip
 
 _CALLS, _FEW, _SECONDS = 7, 5, 0.4
 """A file is called so often at least (of long calls a few less), and for so long."""
@@ -47,6 +50,7 @@ class Trial:
 
     Attributes:
         size: bytes of the last file that was written.
+        beside: of whose network as it was given shares of the time are; this one, unless another is named.
     """
 
     def __init__(
@@ -56,6 +60,8 @@ class Trial:
         self.example, self.threads = example, threads
         self._given, self._capture, self.size = task.model, captured, 0
         self._before: dict[str, Tensor] = {}
+        self._there: Masks | None = None
+        self.beside: Trial = self
         self._open = ExitStack()
         self._folder = tempfile.TemporaryDirectory(prefix="secateur-plan-", ignore_cleanup_errors=True)
 
@@ -102,17 +108,24 @@ class Trial:
         with Session(self._written(masks), threads=self.threads) as session:
             return call_ms(session, self.example)
 
-    def share(self, masks: Masks) -> float:
+    def share(self, masks: Masks, anew: bool = False) -> float:
         """Milliseconds with the zeros of some masks as a share of those without, both files called in turn.
 
         A machine whose pace changes meanwhile changes both alike.
+
+        Args:
+            masks: what is kept.
+            anew: open the file without zeros anew too: where a file's weights lie in memory tells on its time.
 
         Raises:
             CaptureError: as :meth:`bytes`.
         """
         arrays = arrays_of(self.example)
-        with Session(self._written(masks), threads=self.threads) as pruned:
-            return _in_turn(lambda: self._dense(*arrays), lambda: pruned(*arrays))
+        with ExitStack() as stack:
+            pruned = stack.enter_context(Session(self._written(masks), threads=self.threads))
+            whole = self.beside
+            dense = stack.enter_context(Session(whole._whole, threads=self.threads)) if anew else whole._dense
+            return in_turn(lambda: dense(*arrays), lambda: pruned(*arrays))
 
     @cached_property
     def _dense(self) -> Session:
@@ -133,6 +146,9 @@ class Trial:
 
     def _written(self, masks: Masks | None, name: str = "pruned") -> Path:
         path = Path(self._folder.name) / f"{name}.safetensors"
+        if masks is not None and masks is self._there:  # the file of these masks was the last that was written
+            return path
+        self._there = None
         weights = self._captured.weights
         held = aliases(self._given)
         for name, mask in (masks or {}).items():
@@ -142,13 +158,51 @@ class Trial:
             if not places:  # the graph has it in another form
                 self.prune(masks or Masks({}))
                 write_plan(self.task.model, self.example, path)
-                self.size = path.stat().st_size
+                self.size, self._there = path.stat().st_size, masks
                 return path
             for place in places:
                 weights[place] = np.where(mask.cpu().numpy(), weights[place], np.float32(0))
         planfile.write(path, self._captured.graph, weights)
-        self.size = path.stat().st_size
+        self.size, self._there = path.stat().st_size, masks
         return path
+
+
+def batch_of(task: Task, count: int) -> Any:
+    """The inputs of the first examples of a task's data as one batch on the CPU, taken from several where it needs to.
+
+    Raises:
+        DataError: when there are fewer examples, or batches cannot be joined.
+    """
+    parts: list[Any] = []
+    there = 0
+    for inputs, _, n in task.batches():
+        parts.append(to(part(inputs, n, 0, min(n, count - there)), torch.device("cpu")))
+        there += min(n, count - there)
+        if there == count:
+            return parts[0] if len(parts) == 1 else _joined(parts, count)
+    raise DataError(
+        f"the data holds {there:,} examples, fewer than a batch of {count:,}; ask for a smaller batch, or more data."
+    )
+
+
+def _joined(parts: list[Any], count: int) -> Any:
+    """Batches as one: rows of tensors below each other, in whatever holds them."""
+    first = parts[0]
+    if isinstance(first, Tensor):
+        if len({tensor.shape[1:] for tensor in parts}) > 1 or not first.dim():
+            shapes = " and ".join(str(tuple(tensor.shape)) for tensor in parts[:2])
+            raise DataError(
+                f"a batch of {count:,} examples would join tensors of {shapes}; ask for a smaller batch, or pass one "
+                "with `example`."
+            )
+        return torch.cat(parts)
+    if isinstance(first, Mapping):
+        return {key: _joined([one[key] for one in parts], count) for key in first}
+    if isinstance(first, tuple) and hasattr(first, "_fields"):
+        return type(first)(*(_joined(list(held), count) for held in zip(*parts, strict=True)))
+    if isinstance(first, tuple | list):
+        return type(first)(_joined(list(held), count) for held in zip(*parts, strict=True))
+    return first
 
 
 def captured_of(model: nn.Module, example: Any) -> Captured:
@@ -186,7 +240,7 @@ def call_ms(session: Session, example: Any) -> float:
     return statistics.median(times)
 
 
-def _in_turn(one: Callable[[], object], other: Callable[[], object]) -> float:
+def in_turn(one: Callable[[], object], other: Callable[[], object]) -> float:
     """Median of the second's time over the first's, pair by pair."""
     ratios: list[float] = []
     least = max(_least(other), _least(one))
@@ -209,13 +263,6 @@ def _least(act: Callable[[], object]) -> int:
         return _FEW
     act()
     return _CALLS
-
-
-def arrays_of(example: Any) -> list[np.ndarray]:
-    """The inputs of one batch as the compiled core takes them."""
-    if isinstance(example, Mapping):
-        return [t.numpy() for t in example.values()]
-    return [t.numpy() for t in (example if isinstance(example, list | tuple) else (example,))]
 
 
 def judged(task: Task, macs: int, most: int | None) -> tuple[Task, str]:
