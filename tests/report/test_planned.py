@@ -21,7 +21,11 @@ LAYERS = [
     {"name": "c.weight", "pattern": "", "kept": 40, "total": 40, "loss_forecast": 0.0, "loss": 0.0,
      "ms_before": 0.25, "ms_forecast": 0.25, "ms": 0.28125},
 ]  # fmt: skip
-PLANNED = {"target": "latency 0.5x", "layers": LAYERS, "figures": FIGURES, "notes": ["a note of the clock"]}
+VERDICT = "target latency 0.5x: missed, 0.525x of the time before, both called in turn"
+PLANNED = {
+    "target": "latency 0.5x", "layers": LAYERS, "figures": FIGURES, "notes": ["a note of the clock"], "met": False,
+    "verdict": VERDICT,
+}  # fmt: skip
 TITLES = ("Plan and truth", "Plan and truth by layer")
 
 
@@ -56,11 +60,19 @@ def test_what_is_said_and_drawn(made):
 
     assert "a plan for latency 0.5x: 1.250 ms were forecast and 1.312 measured" in whole.says
     assert "20,000 bytes were forecast and 20,104 measured" in whole.says and whole.more == ("a note of the clock",)
+    assert whole.says.endswith(f". T{VERDICT[1:]}.")
     assert layers.says == "2 tensors of 3 lost weights, as 4x1, unstructured."
     forecast, measured, rises = layers.chart
     assert forecast.names == measured.names == ("b.weight", "a.weight", "c.weight")
     assert forecast.values == (0.625, 0.375, 0.25) and measured.values == (0.5625, 0.4375, 0.28125)
     assert rises.points == ((0.09375, 0.0625), (0.046875, 0.03125)) and forecast.high == measured.high == 0.625
+
+
+def test_what_the_two_ends_are_is_said_of_each_figure(made):
+    caption = made(PLANNED)[1][0].table.caption
+
+    assert "of milliseconds, the range that nine of ten" in caption and "of the loss, that of 95 in 100" in caption
+    assert "nine of ten times are expected" not in caption and "units that were removed" in caption
 
 
 def test_terminal_page_and_json_show_them(made):
@@ -71,6 +83,7 @@ def test_terminal_page_and_json_show_them(made):
     console.file.close()
 
     text, stored = console.export_text(), json.loads(page.with_suffix(".json").read_text())
+    assert "0.525x of the time before" in page.read_text() and "0.525x of the time before" in text
     for title in TITLES:
         assert title in text and title in page.read_text() and title in {s["title"] for s in stored["sections"]}
 
@@ -84,7 +97,7 @@ def test_cards_without_a_plan_or_with_nonsense_have_no_section(made, planned):
     assert made(planned)[1] == []
 
 
-@pytest.mark.parametrize("change", [{"figures": 7}, {"figures": {"ms": 3}}, {"notes": 3}, {"target": 9},
+@pytest.mark.parametrize("change", [{"figures": 7}, {"figures": {"ms": 3}}, {"notes": 3}, {"target": 9}, {"verdict": 3},
                                     {"figures": {"ms": {"forecast": "x", "measured": 1.0}}}])  # fmt: skip
 def test_what_is_damaged_is_left_out(made, change):
     whole, layers = made({**PLANNED, **change})[1]

@@ -114,7 +114,7 @@ def _planned(planned: Mapping[str, Any]) -> list[str]:
         if row.get("forecast") is not None and row.get("measured") is not None:
             before, forecast, measured = (shown(name, row.get(when)) for when in ("before", "forecast", "measured"))
             lines.append(f"  {name} {before} before, {forecast} planned, {measured} measured")
-    return lines
+    return [*lines, *([f"  {planned['verdict']}"] if planned.get("verdict") else [])]
 
 
 def _units(card: Mapping[str, Any]) -> list[str]:

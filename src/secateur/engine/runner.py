@@ -170,10 +170,11 @@ class Runner:
         """The network the first step begins with (for plans)."""
         return begin(self.recipe, self.data(), self.listener, self.dense)
 
-    def sample(self, data: Dataset, examples: int, net: nn.Module) -> Task:
-        """A fixed random sample of the training data, without augmentation, as a task."""
+    def sample(self, data: Dataset, examples: int, net: nn.Module, seed: int | None = None) -> Task:
+        """A fixed random sample of the training data, without augmentation, as a task; by default by the run's seed."""
         count = min(examples, len(data.train))
-        order = torch.randperm(len(data.train), generator=streams.stream(self.recipe.seed, "sample"))[:count]
+        seed = self.recipe.seed if seed is None else seed
+        order = torch.randperm(len(data.train), generator=streams.stream(seed, "sample"))[:count]
         split = data.train.take(order)
         return Task(net, CrossEntropy(), Loader(split, min(256, count), mean=data.mean, std=data.std))
 
@@ -315,7 +316,10 @@ class Runner:
         names = {"only": step.only, "skip": step.skip, "masks": state.masks}
         recovery = Recovery(step.recover, task, step.last_layer)
         if step.plan:
-            facts = prune_by_plan(step, task, state, recovery, self.listener.say)
+            facts = prune_by_plan(
+                step, task, state, recovery, self.listener.say,
+                draw=lambda examples, seed: self.sample(data, examples, state.net, seed),
+            )  # fmt: skip
             return {**facts, **self._recover(recovery, state, data)}
         layers: list[LayerCut] = []
         rounds: tuple[Round, ...] = ()

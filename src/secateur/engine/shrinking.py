@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from secateur.core.errors import UsageError
+from secateur.core.errors import UsageError, nearest
 from secateur.core.masks import Masks
 from secateur.core.names import unwrap
 from secateur.core.sockets import Criterion
@@ -19,7 +19,7 @@ from secateur.core.task import Task
 from secateur.engine.recovering import normed, reestimate
 from secateur.engine.removing import Choice, Removing, Way, below
 from secateur.engine.undoing import Undo
-from secateur.surgery.analysis import Granularity, Row
+from secateur.surgery.analysis import Analysis, Granularity, Row
 from secateur.surgery.choosing import Goal, Scope
 from secateur.surgery.costs import Costs
 from secateur.surgery.scoring import Normalize
@@ -201,6 +201,7 @@ def thin(
     base: Costs | None = None,
     judge: Judge | None = None,
     told: Callable[[Removing], object] | None = None,
+    units: Mapping[str, Sequence[int]] | None = None,
 ) -> Thinned:
     """What :func:`shrink` does, for the steps of recipes too.
 
@@ -218,14 +219,16 @@ def thin(
         base: the network that shares of the target are of; by default the one at hand.
         judge: reads the network before and after its last statistics are taken anew.
         told: hears what can go and what one round would remove, before anything is changed.
+        units: exactly the units that go, by group, in one round; nothing is scored then.
 
     Raises:
+        UsageError: for units that the network does not have.
         SecateurError: as :func:`shrink`.
     """
     check_rounds(rounds, choice.minimum)
     way = Way.of(task, to, criterion, choice, base)
     run = _Run(way, task, rounds, _Surgery(optimizer, also, rewriting), statistics, judge)
-    run.plan(told)
+    run.plan(told, units)
     undo: Undo | None = Undo((task.model, *also), optimizer)
     try:
         for number in range(1, rounds + 1):
@@ -252,6 +255,20 @@ def check_rounds(rounds: int, minimum: int | float) -> None:
         raise UsageError(
             f"minimum is {minimum}, a share of what each of {rounds} rounds begins with; give a whole number of units."
         )
+
+
+def _check_units(found: Analysis, units: Mapping[str, Sequence[int]]) -> None:
+    """Refuse units that a network does not have.
+
+    Raises:
+        UsageError: naming the group.
+    """
+    sizes = {group.name: len(group) for group in found.groups}
+    for name, gone in units.items():
+        if name not in sizes:
+            raise UsageError(f"no group of units is called {name!r}. {nearest(name, sizes)}")
+        if len(set(gone)) != len(gone) or not all(0 <= unit < sizes[name] for unit in gone) or len(gone) >= sizes[name]:
+            raise UsageError(f"units {sorted(gone)[:8]} cannot go from `{name}`, which has {sizes[name]:,}.")
 
 
 @dataclass(frozen=True)
@@ -288,10 +305,14 @@ class _Run:
         self.hidden: int | float = 0
         """Units left in groups of one, which are no groups any more."""
 
-    def plan(self, told: Callable[[Removing], object] | None) -> None:
+    def plan(self, told: Callable[[Removing], object] | None, units: Mapping[str, Sequence[int]] | None) -> None:
         """Find out whether the target can be reached, before the first of the rounds that lead to it."""
-        self.scored = self.way.score(self.task, self.found)
-        self.first = self.way.decide(self.found, self.costs, self.scored, self.way.first_goal())
+        if units is None:
+            self.scored = self.way.score(self.task, self.found)
+            self.first = self.way.decide(self.found, self.costs, self.scored, self.way.first_goal())
+        else:
+            _check_units(self.found, units)
+            self.scored, self.first = ({}, {}), Removing(self.found, self.costs, units)
         self.before = Removing(self.found, self.costs).figures()
         self.start = self._cost()
         self.limit = self.way.first_goal().limit(self.start)

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from secateur.core.allocations import Allocation, Global
 from secateur.core.errors import UsageError
 from secateur.core.patterns import NM, Pattern, Unstructured
-from secateur.core.sockets import Criterion, Probe, Rule, Solver
+from secateur.core.sockets import Criterion, Probe, Rule, Solver, name_of
 from secateur.criteria.magnitude import Magnitude
 from secateur.engine.compensating import Inputs
 from secateur.engine.cutting import aim
@@ -104,7 +104,8 @@ class PruneStep:
         pattern: which shapes zeros may take.
         only: globs of tensors to prune.
         skip: globs of tensors to leave alone.
-        examples: training examples that scores, layers and forecast are computed on.
+        examples: training examples that scores, layers and forecast are computed on; with a plan those of recovery, as
+            the plan names its own.
         solver: chooses the weights of each linear and convolution layer and moves the others to make up for those that
             go; ``criterion`` and ``allocation`` then decide only how many weights each layer keeps. None: no weight
             moves.
@@ -118,7 +119,8 @@ class PruneStep:
             linear layer to its outputs in the dense network after it; ``"nothing"`` leaves all as it is.
         last_layer: the linear layer that ``"last-layer"`` fits; by default the one whose output is the network's.
         plan: a file of ``secateur plan``, which says pattern and density of every tensor; it takes the place of all
-            that decides what goes.
+            that decides what goes. Where it uses a criterion or solver of your own (``module:Class``), name that too:
+            nothing is imported because a file says so.
     """
 
     do: ClassVar[str] = "prune"
@@ -158,7 +160,9 @@ class PruneStep:
         usual = PruneStep()
         what = ("to", "criterion", "allocation", "pattern", "only", "skip")
         for name in (*what, "solver", "inputs", "curvature", "rounds"):
-            if getattr(self, name) not in (getattr(usual, name), None):
+            given = getattr(self, name)
+            named = name in ("criterion", "solver") and given is not None and ":" in name_of(given)
+            if given not in (getattr(usual, name), None) and not named:  # the user's own class, which a plan may use
                 raise UsageError(f"prune: {name} has no effect with a plan, which says it all; leave one of them out.")
 
     def _check_solver(self) -> None:

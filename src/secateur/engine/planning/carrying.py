@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from secateur.engine.compensating import Inputs, compensate
 from secateur.engine.cutting import Plan
 from secateur.engine.layer_records import LayerCut
 from secateur.engine.planning.plans import Removal
-from secateur.engine.removing import Choice, few
+from secateur.engine.removing import Choice, Removing, few
 from secateur.engine.shrinking import thin
 from secateur.surgery.blocks import remove_blocks
 
@@ -108,19 +108,21 @@ class Gone:
         figures: before and after, by name.
         groups: units kept and all, by group.
         graph: whether it can only be built again from its graph.
+        units: indices of the units that went, by group.
     """
 
     model: nn.Module
     figures: Mapping[str, tuple[int, int]]
     groups: Mapping[str, tuple[int, int]]
     graph: bool
+    units: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 def take_out(task: Task, removal: Removal, optimizer: Optimizer | None = None, also: Sequence[nn.Module] = ()) -> Gone:
-    """Carry a removal out, in place: the same units as when it was planned, since weights and data are the same.
+    """Carry a removal out, in place: the units that it names, or those that its criterion chooses where it names none.
 
     Raises:
-        UsageError: for averaged copies where whole blocks go.
+        UsageError: for averaged copies where whole blocks go; for units that the network does not have.
         SecateurError: as surgery; nothing was changed then.
     """
     if removal.blocks:
@@ -129,9 +131,17 @@ def take_out(task: Task, removal: Removal, optimizer: Optimizer | None = None, a
         short = remove_blocks(task.model, few(task), removal.blocks, optimizer=optimizer)
         return Gone(short.model, {"params": short.params}, {}, True)
     choice = Choice(only=tuple(removal.groups))
-    done = thin(task, removal.to, removal.criterion, choice, optimizer=optimizer, also=also)
+    went: dict[str, tuple[int, ...]] = {}
+
+    def told(plan: Removing) -> None:
+        went.update({name: tuple(sorted(units)) for name, units in plan.units.items() if units})
+
+    done = thin(
+        task, removal.to, removal.criterion, choice, optimizer=optimizer, also=also, told=told,
+        units=removal.units or None,
+    )  # fmt: skip
     figures = {name: (n, done.after[name]) for name, n in done.before.items()}
-    return Gone(done.model, figures, done.groups, done.rewritten)
+    return Gone(done.model, figures, done.groups, done.rewritten, went)
 
 
 def _chosen(name: str, shape: tuple[int, ...], word: str, count: int) -> _Chosen:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any, get_args
@@ -15,11 +16,14 @@ from secateur.core.sockets import Criterion, Solver
 from secateur.engine.binding import table_of, value_of
 from secateur.engine.compensating import Inputs
 from secateur.engine.planning.plans import UNITS, Figure, LayerChoice, LayerPlan, Other, Removal
+from secateur.engine.planning.targets import parse_aim
 
 __all__ = ["FORMAT", "plan_of_table", "read_plan_file", "table_of_plan", "write_plan_file"]
 
 FORMAT = "secateur.layer-plan/1"
 KINDS = ("channels", "heads", "depth")
+MOST_THREADS = 256
+"""As many as the compiled core starts."""
 _LARGEST = 64 << 20
 """Bytes: a plan has some hundred for each tensor."""
 
@@ -67,9 +71,10 @@ def table_of_plan(plan: LayerPlan) -> dict[str, Any]:
         "removal": None if removal is None else {
             "to": removal.to, "kinds": list(removal.kinds), "criterion": _named(removal.criterion),
             "groups": {name: list(pair) for name, pair in removal.groups.items()}, "rise": removal.rise,
-            "blocks": list(removal.blocks),
+            "blocks": list(removal.blocks), "units": {name: list(gone) for name, gone in removal.units.items()},
         },
         "others": [dict(vars(other)) for other in plan.others], "notes": list(plan.notes),
+        "data": dict(plan.data), "masks": plan.masks,
     }  # fmt: skip
 
 
@@ -83,6 +88,8 @@ def plan_of_table(table: Any) -> LayerPlan:
     if top.get("format") != FORMAT:
         raise ValueError(f"its format is {str(top.get('format'))[:40]!r}; this version reads {FORMAT}")
     layers = tuple(_layer(row) for row in _list(top["layers"], "layers"))
+    if not layers:
+        raise ValueError("it names no layer")
     if len({layer.name for layer in layers}) != len(layers):
         raise ValueError("a tensor stands in it twice")
     solver, inputs, figures = top["solver"], top["inputs"], _table(top["figures"], "figures")
@@ -91,21 +98,71 @@ def plan_of_table(table: Any) -> LayerPlan:
     if inputs not in get_args(Inputs):
         raise ValueError(f"inputs is {str(inputs)[:40]!r}")
     words = tuple(word if word in KINDS else _word(word) for word in _list(top["patterns"], "patterns"))
+    parse_aim(_text(top["target"], "target"))
     return LayerPlan(
-        target=_text(top["target"], "target"), patterns=words,
+        target=top["target"], patterns=words,
         layers=layers, left_alone=_texts(top["left_alone"], "left_alone"),
         figures={name: _figure(row, name) for name, row in figures.items()},
         others=tuple(_other(row) for row in _list(top["others"], "others")), weights=_text(top["weights"], "weights"),
-        criterion=value_of(Criterion, top["criterion"], "criterion"),
-        solver=None if solver is None else value_of(Solver, solver, "solver"), inputs=inputs,
+        criterion=_method(Criterion, top["criterion"], "criterion"),
+        solver=None if solver is None else _method(Solver, solver, "solver"), inputs=inputs,
         removal=None if top["removal"] is None else _removal(_table(top["removal"], "removal")),
-        exact=bool(top["exact"]), machine=dict(_table(top["machine"], "machine")),
+        exact=bool(top["exact"]), machine=_machine(_table(top["machine"], "machine")),
         notes=tuple(_text(note, "a note") for note in _list(top["notes"], "notes")),
+        data=_data(_table(top.get("data", {}), "data")), masks=_text(top.get("masks", ""), "masks"),
     )  # fmt: skip
 
 
 def _named(method: Any) -> Any:
     return table_of(method)
+
+
+def _method(kind: type[Any], value: Any, what: str) -> Any:
+    """A criterion or solver by its name; of classes from outside only those whose module is imported already."""
+    for word in _strings(value):
+        module, apart, _ = word.partition(":")
+        if apart and not module.isdigit() and module not in sys.modules:
+            raise ValueError(
+                f"its {what} is {word[:80]!r}, and nothing is imported because a file says so. Name it yourself with "
+                f"`--{what.rpartition('.')[2]} {word[:80]}`, or import {module[:80]} first in Python"
+            )
+    return value_of(kind, value, what)
+
+
+def _strings(thing: Any) -> Iterator[str]:
+    """All texts in nested tables and lists."""
+    if isinstance(thing, str):
+        yield thing
+    elif isinstance(thing, dict | list):
+        for entry in thing.values() if isinstance(thing, dict) else thing:
+            yield from _strings(entry)
+
+
+def _machine(table: Mapping[str, Any]) -> dict[str, Any]:
+    """What milliseconds are of: numbers of which a session can be opened, and texts."""
+    found: dict[str, Any] = {}
+    for key, value in table.items():
+        what = f"machine.{key[:40]}"
+        if key == "threads" and value is None:
+            found[key] = None
+        elif key in ("batch", "threads"):
+            found[key] = _count(value, what, 1)
+        else:
+            plain = isinstance(value, int | float) and key not in ("engine", "isa", "name")
+            found[key] = _number(value, what) if plain else _text(value, what)
+    if (found.get("threads") or 1) > MOST_THREADS:
+        raise ValueError(f"machine.threads is {found['threads']:,}, more than {MOST_THREADS:,}")
+    return found
+
+
+def _data(table: Mapping[str, Any]) -> dict[str, Any]:
+    """Which examples it was made with; an empty table where that is not told."""
+    if not table:
+        return {}
+    if not isinstance(table["seed"], int) or isinstance(table["seed"], bool):
+        raise ValueError(f"data.seed is {str(table['seed'])[:40]!r}, no whole number")
+    count = _count(table["examples"], "data.examples", 1)
+    return {"examples": count, "seed": table["seed"], "digest": _text(table["digest"], "data.digest")}
 
 
 def _layer_table(layer: LayerChoice) -> dict[str, Any]:
@@ -162,10 +219,17 @@ def _removal(table: Mapping[str, Any]) -> Removal:
         if kept > units:
             raise ValueError(f"{name[:80]!r} keeps {kept:,} of {units:,} units")
         groups[name] = (kept, units)
+    units = {}
+    for name, gone in _table(table.get("units", {}), "units").items():
+        units[name] = tuple(_count(n, "a unit", 0) for n in _list(gone, "units"))
+        kept, every = groups.get(name, (0, 0))
+        if len(set(units[name])) != every - kept or any(n >= every for n in units[name]):
+            raise ValueError(f"{name[:80]!r} loses other units than its counts say")
     kinds = tuple(_text(kind, "a kind of units") for kind in _list(table["kinds"], "kinds"))
-    criterion = value_of(Criterion, table["criterion"], "removal.criterion")
+    criterion = _method(Criterion, table["criterion"], "removal.criterion")
     blocks = tuple(_text(path, "a block") for path in _list(table["blocks"], "blocks"))
-    return Removal(_text(table["to"], "to"), kinds, criterion, groups, float(_number(table["rise"], "rise")), blocks)
+    rise = float(_number(table["rise"], "rise"))
+    return Removal(_text(table["to"], "to"), kinds, criterion, groups, rise, blocks, units)
 
 
 def _word(thing: Any) -> str:

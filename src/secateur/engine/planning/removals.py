@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from secateur.core.errors import BudgetError, ModelError, SecateurError
 from secateur.core.names import unwrap
@@ -15,8 +16,9 @@ from secateur.engine.planning.carrying import digest_of, take_out
 from secateur.engine.planning.planner import Planner, Planning
 from secateur.engine.planning.plans import LayerPlan, Other, Removal
 from secateur.engine.planning.rises import Rises
+from secateur.engine.planning.sealing import data_of, masks_seal
 from secateur.engine.planning.targets import Aim
-from secateur.engine.planning.trying import accuracy
+from secateur.engine.planning.trying import Trial, accuracy
 from secateur.engine.removing import Choice, Way, few
 from secateur.surgery.analysis import Group
 from secateur.surgery.blocks import block_influence, blocks
@@ -56,6 +58,39 @@ def plan_with_units(task: Task, aim: Aim, how: Planning) -> LayerPlan:
     return _Search(task, aim, how).best()
 
 
+class _Smaller(Planner):
+    """A plan for a network without some units, with the target of the whole one.
+
+    Shares of the time are of the whole network's: both files are called in turn.
+    """
+
+    def __init__(self, task: Task, aim: Aim, how: Planning, whole: Planner) -> None:
+        self.whole = whole
+        super().__init__(task, aim, how)
+
+    @cached_property
+    def goal(self) -> float:
+        """The most that may be measured: what the target leaves of the whole network."""
+        return self.whole.goal if self.aim.resource else super().goal
+
+    @cached_property
+    def ms_now(self) -> float:
+        """Milliseconds of the whole network."""
+        return self.whole.ms_now
+
+    def trying(self) -> Trial:
+        """A copy to prune, timed beside the whole network."""
+        trial = super().trying()
+        trial.beside = self.whole.trial
+        return trial
+
+    def _keep_pace(self) -> None:
+        """The pace of the machine is told by the whole network."""
+        whole = self.whole.cost
+        if self.aim.quantity == "ms" and self.aim.relative and self.cost is not None and whole is not None:
+            self.cost = self.cost.times(self.whole.ms_now / whole.now) if whole.now > 0 else self.cost
+
+
 class _Search:
     """The levels of one target for one network."""
 
@@ -65,11 +100,7 @@ class _Search:
             self.inner = replace(how, units=())
         else:  # no weight has an offer
             self.inner = replace(how, patterns=("unstructured",), units=(), rises=Rises((0.5,), {}), compare=False)
-        whole = Planner(task, aim, self.inner)
-        with whole.trying() as trial:
-            whole.trial = trial
-            self.goal = Aim(aim.quantity, whole.goal) if aim.resource else aim
-            self.now = whole.figures_now()
+        self.whole = whole = Planner(task, aim, self.inner)
         self.loss, self.judge = whole.loss, whole.judge
         seen = sum(count for _, _, count in self.judge.batches()) if aim.resource else None
         rises = self.inner.rises if not how.patterns else None
@@ -80,13 +111,18 @@ class _Search:
 
     def best(self) -> LayerPlan:
         """The best level, with everything measured; the next best where the clock says that it falls short."""
-        plain, failed = _tried(self.task, self.goal, self.inner)
+        with self.whole.trying() as self.whole.trial:
+            self.now = self.whole.figures_now()
+            return self._best()
+
+    def _best(self) -> LayerPlan:
+        plain, failed = self.tried(self.task, self.aim, self.inner)
         levels = ([] if plain is None else [_Level(self.task, None, plain)]) + self.levels()
         levels.sort(key=self.worth)
         for level in levels:
             plan = level.plan
             if level.removal is not None and self.how.measure:
-                found, why = _tried(level.task, self.left(level.removal, level.task), self.again)
+                found, why = self.tried(level.task, self.left(level.removal, level.task), self.again)
                 failed = why or failed
                 if found is None:
                     continue
@@ -98,8 +134,8 @@ class _Search:
     def levels(self) -> list[_Level]:
         """A copy for each level that surgery reaches, with the plan for what is left of the target."""
         made = []
-        slow = self.goal.quantity == "accuracy"
-        quick = replace(self.again, measure=slow, compare=False, timed=self.goal.quantity == "ms")
+        slow = self.aim.quantity == "accuracy"
+        quick = replace(self.again, measure=slow, compare=False, timed=self.aim.quantity == "ms")
         for ladder in self.ladders():
             for removal in ladder:
                 smaller = replace(self.task, model=copy.deepcopy(unwrap(self.task.model)))
@@ -109,11 +145,12 @@ class _Search:
                     break  # removal cannot leave less
                 smaller = replace(smaller, model=gone.model)
                 kept = {name: gone.groups.get(name, (1, 1)) for name in removal.groups}
-                done = replace(removal, groups=kept, rise=replace(self.judge, model=gone.model).mean_loss() - self.loss)
-                plan, _ = _tried(smaller, self.left(done, smaller), quick)
+                rise = replace(self.judge, model=gone.model).mean_loss() - self.loss
+                done = replace(removal, groups=kept, rise=rise, units=gone.units)
+                plan, _ = self.tried(smaller, self.left(done, smaller), quick)
                 if plan is not None:
                     made.append(_Level(smaller, done, plan))
-                    if not self.how.patterns and self.goal.resource:
+                    if not self.how.patterns and self.aim.resource:
                         break  # the first that meets the target has lost least
         return made
 
@@ -150,7 +187,7 @@ class _Search:
 
     def left(self, removal: Removal, smaller: Task) -> Aim | None:
         """What of the target is left after the removal; None when nothing is."""
-        goal = self.goal
+        goal = self.aim
         if goal.resource:
             return goal
         spent = removal.rise if goal.quantity == "loss" else accuracy(self.task) - accuracy(smaller)
@@ -160,6 +197,21 @@ class _Search:
         """What is to be small: the loss, or for targets of quality what the network takes."""
         figure = level.plan.figures.get("loss" if self.aim.resource else self.how.least)
         return float("inf") if figure is None or figure.forecast is None else figure.forecast
+
+    def tried(self, task: Task, aim: Aim | None, how: Planning) -> tuple[LayerPlan | None, BudgetError | None]:
+        """A plan for a level, or why there is none; shapes that no table knows are measured."""
+        if aim is None:
+            return None, None
+        try:
+            planner = _Smaller(task, aim, how, self.whole)
+            made = planner.plan()
+            return replace(made, masks=masks_seal(made, planner)), None
+        except BudgetError as error:
+            return None, error
+        except SecateurError:
+            if how.measure:
+                raise
+            return self.tried(task, aim, replace(how, measure=True))
 
     def told(self, level: _Level, plan: LayerPlan, rest: Sequence[_Level]) -> LayerPlan:
         """The plan with the figures of the network before the removal, and the levels that were not taken."""
@@ -173,14 +225,14 @@ class _Search:
         return replace(
             plan, target=str(self.aim), patterns=(*self.how.patterns, *self.how.units), layers=layers, figures=figures,
             others=(*plan.others, *(self.other(one) for one in rest)), weights=digest_of(self.task.model),
-            removal=level.removal, exact=False,
+            removal=level.removal, exact=False, data=data_of(self.task, self.how.seed),
         )  # fmt: skip
 
     def other(self, level: _Level) -> Other:
         """A level that was not taken."""
         gone = level.removal
         what = "no units removed" if gone is None else f"{' and '.join(gone.kinds)} to {gone.to} first"
-        quantity = self.goal.quantity if self.goal.resource else self.how.least
+        quantity = self.aim.quantity if self.aim.resource else self.how.least
         figure = level.plan.figures.get(quantity)
         reached = 0.0 if figure is None or figure.forecast is None else figure.forecast
         return Other(what, True, quantity, reached, (level.plan.figures["loss"].forecast or self.loss) - self.loss)
@@ -204,20 +256,6 @@ class _Search:
                 "out of the patterns."
             )
         return names
-
-
-def _tried(task: Task, aim: Aim | None, how: Planning) -> tuple[LayerPlan | None, BudgetError | None]:
-    """A plan, or why there is none; shapes that no table knows are measured."""
-    if aim is None:
-        return None, None
-    try:
-        return Planner(task, aim, how).plan(), None
-    except BudgetError as error:
-        return None, error
-    except SecateurError:
-        if how.measure:
-            raise
-        return _tried(task, aim, replace(how, measure=True))
 
 
 def _less(paths: Sequence[str]) -> str:

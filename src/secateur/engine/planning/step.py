@@ -20,16 +20,22 @@ __all__ = ["prune_by_plan"]
 
 
 def prune_by_plan(
-    step: PruneStep, task: Task, state: State, recovery: Recovery, say: Callable[[str], None]
+    step: PruneStep,
+    task: Task,
+    state: State,
+    recovery: Recovery,
+    say: Callable[[str], None],
+    draw: Callable[[int, int], Task],
 ) -> dict[str, Any]:
-    """Prune the network of a run as a plan file says.
+    """Prune the network of a run as a plan file says, by the examples that it was made with.
 
     Args:
         step: names the plan.
-        task: the network, with the examples that scores and losses are computed on.
+        task: the network, with the examples that statistics are taken on.
         state: of the run; it gets the masks, and the smaller network where units went.
         recovery: of the network before; it goes on with the smaller network.
         say: hears what the user should know.
+        draw: the network with so many examples, drawn with a seed.
 
     Returns:
         What the card holds, the forecast beside what came of it among it (``planned``).
@@ -40,13 +46,15 @@ def prune_by_plan(
     """
     plan = LayerPlan.open(step.plan)
     refuse_masks(state.masks)
+    _refuse_methods(step, plan)
     if plan.removal is not None and step.recover not in ("batchnorm", "nothing"):
         raise UsageError(
             f'prune: recover = "{step.recover}" goes by the network before, and the plan removes units of it. Use '
             '"batchnorm" or "nothing".'
         )
     with heard() as cautions:
-        cut, gone = carry(task, plan)
+        drawn = draw(int(plan.data["examples"]), int(plan.data["seed"])) if plan.data else task
+        cut, gone = carry(drawn, plan)
     for text in (*cautions, *cut.planned.notes):
         say(text)
     state.net, state.masks, state.left_alone = cut.model, cut.masks, dict(cut.plan.left_alone)
@@ -60,3 +68,16 @@ def prune_by_plan(
         "layers": [layer.to_json() for layer in cut.layers], "rounds": [], "cautions": cautions, "scores": None,
         "planned": cut.planned.to_json(),
     }  # fmt: skip
+
+
+def _refuse_methods(step: PruneStep, plan: LayerPlan) -> None:
+    """A criterion or solver beside a plan says only that the plan may use that class.
+
+    Raises:
+        UsageError: when the plan uses another one.
+    """
+    for name, usual in (("criterion", PruneStep().criterion), ("solver", None)):
+        given, own = getattr(step, name), getattr(plan, name)
+        scores = plan.removal.criterion if name == "criterion" and plan.removal is not None else own
+        if given not in (usual, own, scores):
+            raise UsageError(f"prune: {name} has no effect with this plan, which uses {own}; leave it out.")

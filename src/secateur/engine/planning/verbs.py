@@ -12,22 +12,22 @@ from torch.optim import Optimizer
 
 from secateur.core.allocations import Allocation
 from secateur.core.budget import Target
-from secateur.core.errors import SecateurError, UsageError, nearest
+from secateur.core.errors import UsageError, nearest
 from secateur.core.masks import Masks
 from secateur.core.names import parameters
 from secateur.core.patterns import Pattern
 from secateur.core.prunable import coverage
 from secateur.core.sockets import Criterion
-from secateur.core.task import Task, to
+from secateur.core.task import Task
 from secateur.criteria.magnitude import Magnitude
 from secateur.engine.cutting import Cut, Plan, forecast_of
 from secateur.engine.cutting import plan as plan_weights
 from secateur.engine.cutting import prune as prune_weights
 from secateur.engine.planning.carrying import Gone, digest_of, masks_of, plan_of, scored, solve_choice, take_out
-from secateur.engine.planning.outcomes import compare_plan
+from secateur.engine.planning.outcomes import Watch, compare_plan, elsewhere
 from secateur.engine.planning.plans import LayerPlan
+from secateur.engine.planning.sealing import data_of, differences
 from secateur.engine.planning.targets import Aim, is_aim
-from secateur.engine.removing import few
 from secateur.engine.undoing import Undo
 
 __all__ = ["carry", "carry_out_plan", "check_plan", "plan", "refuse_masks"]
@@ -140,32 +140,42 @@ def carry(
     if plan.solver is not None and also:
         raise UsageError("a solver moves weights, so averaged copies cannot follow; begin a new average afterwards.")
     if plan.removal is None:
-        return _carried(task, plan, optimizer, also, example, measure), None
-    start = task.mean_loss()
-    undo = Undo((task.model, *also), optimizer)
-    try:
-        gone = take_out(task, plan.removal, optimizer, also)
-        cut = _carried(replace(task, model=gone.model), plan, optimizer, also, example, measure)
-        return replace(cut, planned=cut.planned.since(start)), gone
-    except BaseException:
-        undo()
-        raise
+        check_shapes(task.model, plan)
+    start = None if plan.removal is None else task.mean_loss()
+    with Watch(plan, task, example, measure) as watch:
+        if plan.removal is None:
+            return _carried(task, plan, optimizer, also, watch, start), None
+        undo = Undo((task.model, *also), optimizer)
+        try:
+            gone = take_out(task, plan.removal, optimizer, also)
+            return _carried(replace(task, model=gone.model), plan, optimizer, also, watch, start), gone
+        except BaseException:
+            undo()
+            raise
 
 
 def _carried(
-    task: Task, plan: LayerPlan, optimizer: Optimizer | None, also: Sequence[nn.Module], example: Any, measure: bool
+    task: Task,
+    plan: LayerPlan,
+    optimizer: Optimizer | None,
+    also: Sequence[nn.Module],
+    watch: Watch,
+    start: float | None,
 ) -> Cut:
-    """The part of a plan that sets weights to zero."""
+    """The part of a plan that sets weights to zero, once all that can fail is behind it.
+
+    ``start`` is the loss before units went.
+    """
     check_shapes(task.model, plan)
     found = coverage(task.model, only=[layer.name for layer in plan.layers]).prunable
     kept = {layer.name: (layer.pattern, layer.kept) for layer in plan.layers}
     masks = masks_of(scored(task, found, plan.criterion), kept)
     moved = plan.solver is not None
-    cut = _solved(task, plan, masks, optimizer) if moved else _scored(task, plan, masks, optimizer, also)
+    notes = [*elsewhere(plan), *differences(plan, data_of(task, 0), "" if moved else masks.digest)]
+    cut = _solved(task, plan, masks, optimizer, watch) if moved else _scored(task, plan, masks, optimizer, also, watch)
     before, after = _losses(cut)
-    inputs = to(example if example is not None else few(task, int(plan.machine.get("batch", 1))), torch.device("cpu"))
-    outcome = compare_plan(plan, measure, cut.model, inputs, cut.plan.counts, cut.layers, (before, after))
-    return replace(cut, planned=outcome)
+    loss = (before if start is None else start, after)
+    return replace(cut, planned=compare_plan(plan, watch, task, cut.plan.counts, cut.layers, loss, notes))
 
 
 def check_plan(model: nn.Module, plan: LayerPlan) -> None:
@@ -210,21 +220,30 @@ def check_weights(model: nn.Module, plan: LayerPlan) -> None:
         )
 
 
-def _scored(task: Task, plan: LayerPlan, masks: Masks, optimizer: Optimizer | None, also: Sequence[nn.Module]) -> Cut:
+def _scored(
+    task: Task,
+    plan: LayerPlan,
+    masks: Masks,
+    optimizer: Optimizer | None,
+    also: Sequence[nn.Module],
+    watch: Watch,
+) -> Cut:
     made = replace(plan_of(masks, plan.left_alone), forecast=forecast_of(task, masks))
+    watch.read(task.model, masks)
     return prune_weights(task, made, optimizer=optimizer, also=also, layers=True)
 
 
-def _solved(task: Task, plan: LayerPlan, masks: Masks, optimizer: Optimizer | None) -> Cut:
+def _solved(task: Task, plan: LayerPlan, masks: Masks, optimizer: Optimizer | None, watch: Watch) -> Cut:
     before = {name: p.detach().clone() for name, p in task.params().items()}
     kept = {layer.name: (layer.pattern, layer.kept) for layer in plan.layers}
     if plan.solver is None:
         raise UsageError("the plan names no solver.")
-    done, layers = solve_choice(task, masks, kept, plan.solver, plan.inputs, forecast=True)
-    done = replace(done, left_alone=plan.left_alone)
     try:
+        done, layers = solve_choice(task, masks, kept, plan.solver, plan.inputs, forecast=True)
+        watch.read(task.model)
+        done = replace(done, left_alone=plan.left_alone)
         cut = prune_weights(task, replace(done, forecast=None), optimizer=optimizer)
-    except SecateurError:  # an optimizer of another network
+    except BaseException:  # such as an optimizer of another network
         with torch.no_grad():
             for name, p in task.params().items():
                 p.copy_(before[name])
