@@ -222,3 +222,25 @@ def test_a_matrix_that_lies_the_other_way_round(tmp_path):
 
     assert clinic.kinds(report) == [("broken N:M", ("proj.weight",), 1)]
     assert torch.equal(tensors["proj.weight"], good)
+
+
+def test_what_a_graph_does_not_multiply_by_is_no_weight(tmp_path):
+    """Scales, shifts, masks and untrained norms of ONNX have any shape and may be constant; matrices may not."""
+    random = torch.Generator().manual_seed(0)
+    tensors = {
+        "mask": torch.ones(1, 1, 4, 4), "layer_scale": torch.full((16, 1, 1), 1e-6),
+        "norm.weight": torch.ones(16, 1, 1),
+        "conv": torch.randn(16, 16, 1, 1, generator=random), "linear": torch.full((4, 8), 0.5),
+    }  # fmt: skip
+    nodes = [
+        helper.make_node("Conv", ["x", "conv"], ["a"]), helper.make_node("Mul", ["a", "layer_scale"], ["b"]),
+        helper.make_node("Mul", ["b", "norm.weight"], ["c"]), helper.make_node("Mul", ["c", "mask"], ["d"]),
+        helper.make_node("MatMul", ["d", "linear"], ["y"]),
+    ]  # fmt: skip
+    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, 16, 4, k]) for n, k in (("x", 4), ("y", 8))]
+    graph = helper.make_graph(
+        nodes, "g", ends[:1], ends[1:], [numpy_helper.from_array(t.numpy(), n) for n, t in tensors.items()]
+    )
+    onnx.save(helper.make_model(graph), tmp_path / "w.onnx")
+
+    assert clinic.kinds(examine(tmp_path / "w.onnx")) == [("constant", ("linear",), 32)]

@@ -1,5 +1,7 @@
 """Planted: masks that are not carried out, belong elsewhere or close a layer; N:M patterns with holes."""
 
+import re
+
 import pytest
 import torch
 from tests.engine.doctor import clinic
@@ -130,6 +132,27 @@ def test_the_groups_are_named(tmp_path):
     report = clinic.look({"fc.weight": weight}, tmp_path / "w.safetensors")
 
     assert clinic.kinds(report) == [("broken N:M", ("fc.weight",), 1)] and "(number 26)" in report.findings[0].what
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_the_line_that_it_prints_does_what_fix_does(tmp_path, turned):
+    """Pasted as it stands, also for a matrix that lies the other way round; so does the line for a mask beside."""
+    weight = torch.randn(16, 32, generator=torch.Generator().manual_seed(3))
+    weight *= NM(2, 4).mask(weight.abs(), weight.numel() // 2)
+    weight[3, :4] = torch.tensor([4.0, 3.0, 2.0, 1.0])
+    weight = weight.t().contiguous() if turned else weight
+    mask = (torch.rand(9, 9, generator=torch.Generator().manual_seed(4)) > 0.5).float()
+    state = {"a.weight": weight, "b.weight": torch.ones(9, 9).cumsum(0), "b.weight_mask": mask}
+
+    report = clinic.look(state, tmp_path / "w.safetensors")
+    tensors, _ = clinic.treat(tmp_path / "w.safetensors")
+
+    place = {"w": weight.clone(), "state": {name: tensor.clone() for name, tensor in state.items()}}
+    for finding in report.findings:
+        exec(re.search(r"`([^`]*[*]=[^`]*)`", finding.cure)[1], place)
+    assert sorted(f.kind for f in report.findings) == ["broken N:M", "mask not applied"]
+    assert int((weight != 0).sum()) - int((tensors["a.weight"] != 0).sum()) == 2
+    assert torch.equal(place["w"], tensors["a.weight"]) and torch.equal(place["state"]["b.weight"], tensors["b.weight"])
 
 
 @pytest.mark.parametrize("given", ["dense", "masks"])

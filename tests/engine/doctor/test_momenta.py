@@ -119,7 +119,7 @@ def test_an_order_that_the_file_does_not_tell(tmp_path):
 
 @pytest.mark.parametrize("form", ["no memory", "no bias", "a list"])
 def test_what_the_order_does_not_touch(tmp_path, form):
-    """Plain SGD remembers nothing; alone in its module a weight stays where it was; of several optimizers it is told."""
+    """Plain SGD remembers nothing; alone in its module a weight stays; of several optimizers it is told."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(6, 6, bias=form != "no bias"))
     by_prune(net[0])

@@ -131,3 +131,19 @@ def test_statistics_go_by_the_mended_weights(trained, tmp_path):
 def test_a_network_that_does_not_fit(trained, tmp_path, given, says):
     with pytest.raises(SecateurError, match=says):
         clinic.look(trained[0], tmp_path / "w.safetensors", **given)
+
+
+def test_statistics_with_which_the_loss_does_not_fall(trained, tmp_path):
+    """Weights that fit other statistics than those of this data: noted, and left alone with everything else."""
+    state = {n: t.clone() for n, t in trained[0].items()}
+    for name in means(state):  # what a scale and a shift undo, so that the network computes what it did
+        stem, spread = name.removesuffix("running_mean"), trained[0][name.replace("mean", "var")].sqrt()
+        state[name] += 3 * spread
+        state[f"{stem}bias"] += 3 * spread * state[f"{stem}weight"] / (spread**2 + 1e-5).sqrt()
+    clinic.write(state, tmp_path / "w.safetensors")
+
+    report = examine(tmp_path / "w.safetensors", Beside(**GIVEN))
+    tensors, done = clinic.treat(tmp_path / "w.safetensors", **GIVEN)
+
+    assert report.findings == () and clinic.noted(report)["stale statistics"] == 24 + 16
+    assert not done.fixed and clinic.same(tensors, state)

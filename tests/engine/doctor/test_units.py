@@ -1,7 +1,16 @@
 """Planted: units that do nothing, zeros that take room. Notes, so that the exit code stays 0."""
 
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
 import torch
 from tests.engine.doctor import clinic
+
+from secateur.core.files import write_json, write_tensors
+from secateur.core.masks import Masks
+from secateur.engine.folder import card_digest
 
 WIDTHS = {"model": {"widths": [24, 16]}}
 
@@ -71,3 +80,46 @@ def test_a_layer_that_was_forgotten(tmp_path):
         state[name][state[name].abs() < state[name].abs().quantile(0.9)] = 0
 
     assert clinic.noted(clinic.look(state, tmp_path / "w.safetensors"))["left dense"] == 1
+
+
+@pytest.mark.parametrize("kind", ["file", "hub", "index", "run"])
+def test_commands_go_by_the_kind_of_path(tmp_path, monkeypatch, kind):
+    """Run by a shell they pack the weights and nothing else happens, whatever the name of the file holds."""
+    monkeypatch.chdir(tmp_path)
+    state = {"fc.weight": torch.randn(400, 400, generator=torch.Generator().manual_seed(0))}
+    state["fc.weight"][state["fc.weight"].abs() < 1] = 0
+    state["fc.weight"][:5] = 0
+    odd = Path("my $(touch ran) `touch ran`; touch ran")
+    odd.mkdir()
+    if kind == "run":
+        Masks({}).save(odd / "masks.safetensors")
+        files = {"weights.safetensors": write_tensors(odd / "weights.safetensors", state)}
+        write_json(odd / "card.json", {"files": files, "digest": card_digest({"files": files})})
+        path, packed = odd, "weights.safetensors.gz"
+    else:
+        path, packed = clinic.write(state, odd / "model.safetensors"), "model.safetensors.gz"
+    if kind == "hub":
+        (odd / "config.json").write_text("{}")
+        path = odd
+    elif kind == "index":
+        path = odd / "model.safetensors.index.json"
+        path.write_text('{"weight_map": {"fc.weight": "model.safetensors"}}')
+
+    notes = {note.kind: note for note in clinic.examine(path).notes}
+
+    command = notes["zeros stored"].cure.partition("`")[2].partition("`; to run it")[0].removesuffix("`")
+    subprocess.run(command, shell=True, check=True)
+    assert (odd / packed).is_file() and not Path("ran").exists()
+    assert "shrink_dead(" in notes["dead units"].cure and "secateur shrink" not in notes["dead units"].cure
+    assert ("secateur.compile(" in notes["zeros stored"].cure) == (kind == "run")
+
+
+def test_names_of_tensors_are_quoted_too(tmp_path):
+    """A name may hold what a shell would run."""
+    name = "a'$(touch ran)'.bias"
+    state = {name: torch.tensor([0.0, 1.0, 2.0]), "a.weight": torch.randn(3, 3)}
+    clinic.write({**state, name: torch.ones(3)}, tmp_path / "dense.pt")
+
+    (finding,) = clinic.look(state, tmp_path / "w.pt", dense=tmp_path / "dense.pt").findings
+
+    assert shlex.split(finding.cure.partition("`")[2].partition("`")[0]) == ["--skip", name]

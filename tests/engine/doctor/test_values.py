@@ -107,3 +107,30 @@ def test_mixed_types(state, tmp_path):
     half["fc2.weight"] = half["fc2.weight"].half()
 
     assert clinic.kinds(clinic.look(half, tmp_path / "w.safetensors")) == [("mixed types", ("fc2.weight",), 1)]
+
+
+@pytest.mark.parametrize("along", [0, 1])
+@pytest.mark.parametrize("shape", [(64, 48), (64, 48, 3, 3)])
+def test_units_that_weight_decay_killed(tmp_path, along, shape):
+    """Whole rows or columns far below the others: a note, and --fix leaves them; one weight elsewhere makes a leak."""
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(0)) + 3
+    weight.transpose(0, along)[[3, 5, 9, 20]] *= 1e-12
+    state = {"fc.weight": weight}
+
+    report = clinic.look(state, tmp_path / "w.safetensors")
+    tensors, _ = clinic.treat(tmp_path / "w.safetensors")
+
+    assert report.findings == () and clinic.noted(report) == {"decayed units": 4 * weight.numel() // shape[along]}
+    assert clinic.same(tensors, state)
+    weight.flatten()[weight.flatten().abs().argmax()] = 1e-13
+    assert [f[0] for f in clinic.kinds(clinic.look(state, tmp_path / "v.safetensors"))] == ["near zero"]
+
+
+@pytest.mark.parametrize("name", ["q.lora_B.weight", "q.lora_B.default.weight", "te.lora_up.weight"])
+def test_adapters_begin_with_zeros(tmp_path, name):
+    """So that the network begins as it was; a layer of zeros that is no such half is a fault still."""
+    state = {"q.lora_A.weight": torch.randn(8, 64), name: torch.zeros(64, 8)}
+    assert clinic.kinds(clinic.look(state, tmp_path / "w.safetensors")) == []
+
+    state[name] += 0.5
+    assert clinic.kinds(clinic.look(state, tmp_path / "w.safetensors")) == [("constant", (name,), 512)]
