@@ -5,10 +5,12 @@ import json
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
 import threading
 import time
+from dataclasses import asdict
 from random import Random
 
 import pytest
@@ -16,8 +18,10 @@ import torch
 
 from secateur.core.errors import FileError, UsageError
 from secateur.data import load
+from secateur.engine.checkpoint import save_state
 from secateur.engine.folder import Artefact
 from secateur.engine.queue_leases import Lease, LeaseLost, Leases, Owner
+from secateur.engine.queue_stopping import stoppable
 from secateur.engine.queue_store import Store, publications
 from secateur.engine.queue_work import DEATHS, Worker, enqueue, listed, outcome, plan, recipes_in, retry, states
 from secateur.engine.recipe import Recipe
@@ -215,6 +219,65 @@ def test_a_process_of_this_machine_that_is_dead_holds_nothing(tmp_path):
     assert here.highest("stage") == 2
 
 
+def test_where_processes_are_hidden_none_counts_as_dead_that_is_not_known_to_be(tmp_path, monkeypatch):
+    """As under ``hidepid``: there is nothing below /proc of a process of somebody else, dead or alive."""
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    for name, pid in (("gone", ended.pid), ("mine", os.getpid()), ("others", 1)):
+        (tmp_path / f"{name}.000001").write_text(json.dumps({**asdict(Owner.this()), "pid": pid}))
+    read, kill = pathlib.Path.read_text, os.kill
+
+    def hidden(path, *words, **more):
+        if path.name == "stat" and path.parts[1] == "proc":
+            raise FileNotFoundError(path)
+        return read(path, *words, **more)
+
+    def forbidden(pid, number):
+        if pid == 1:
+            raise PermissionError
+        kill(pid, number)
+
+    monkeypatch.setattr(pathlib.Path, "read_text", hidden)
+    monkeypatch.setattr(os, "kill", forbidden)
+    here = Leases(tmp_path)
+    taken = {name: here.take(name) is not None for name in ("gone", "mine", "others")}
+    assert taken == {"gone": True, "mine": False, "others": False}
+
+
+def test_numbers_go_on_when_a_thing_is_done(leases):
+    """Who slept through it all finds nothing that it could take for its own."""
+    one, two = leases
+    slow = one.take("stage")
+    age(slow, 1000)
+    two.take("stage")
+    two.forget("stage")
+    again = two.take("stage")
+    assert again.number > 2 and again.deaths == 0
+    with pytest.raises(LeaseLost):
+        slow.check()
+    slow.give_back()
+    again.check()
+    two.forget("stage")
+    with pytest.raises(LeaseLost):
+        again.check()
+    two.forget("nothing")
+    assert len(list(one.folder.glob("[!.]*"))) == 1
+
+
+def test_who_vanished_after_saving_something_is_not_counted(leases):
+    """Before, at the time and after it: only work that was saved under the lease itself is progress."""
+    one, two = leases
+    deaths = []
+    for later in (-10.0, 0.0, -10.0, 10.0, 0.0):
+        mine = one.take("stage")
+        since = json.loads(mine.path.read_text())["since"]
+        age(mine, 1000)
+        theirs = two.take("stage", lambda since=since, later=later: since + later)
+        deaths.append(theirs.deaths)
+        age(theirs, 1000)
+    assert deaths == [1, 3, 5, 0, 2]
+
+
 @pytest.mark.parametrize(
     "content",
     [b"", b"{", b"\x00\xff" * 50, b"[]", b"null", b"[" * 60000, b'{"pid": "x", "seconds": "long"}',
@@ -282,12 +345,49 @@ def test_many_at_once_publish_a_stage_once(store):
         mine = Leases(store.leases)
         private = store.folder / "work" / f"s.{mine.owner.token}"
         finished(private, "s")
-        with contextlib.suppress(FileError, FileNotFoundError):  # another one that published swept this one's away
+        with contextlib.suppress(LeaseLost, FileNotFoundError):  # another one that published swept this one's away
             return store.publish("s", private, Lease(mine, "s", 1, 0), 1.0)
         return False
 
     assert race(publish).count(True) == 1
     assert [len(attempts) for attempts in publications(store.events(), store).values()] == [1]
+
+
+def test_who_sleeps_over_publishing_neither_publishes_a_husk_nor_disturbs_who_took_over(store):
+    slow, quick = Leases(store.leases), Leases(store.leases)
+    late = slow.take("s")
+    folder = store.private("s", late)
+    finished(folder, "s")
+    late.check()
+    age(late, 1000)
+    lease = quick.take("s")
+    private = store.private("s", lease)
+    (private / "s").mkdir()
+    (private / "s" / "state.pt").write_text("hours of work")
+
+    with pytest.raises(LeaseLost):
+        store.publish("s", folder, late, 1.0)
+
+    assert not store.done("s") and not (store.results / "s").exists()
+    assert (private / "s" / "state.pt").read_text() == "hours of work"
+    lease.check()
+    finished(private, "s")
+    assert store.publish("s", private, lease, 1.0) is True
+    assert publications(store.events(), store) == {"s": [f"{quick.owner.token}.2"]}
+
+
+def test_who_sleeps_over_taking_a_private_folder_leaves_that_of_a_later_one_alone(store):
+    slow, quick = Leases(store.leases), Leases(store.leases)
+    late = slow.take("s")
+    age(late, 1000)
+    private = store.private("s", quick.take("s"))
+    finished(private, "s")
+    (private / "s" / "state.pt").write_text("")
+
+    mine = store.private("s", late)
+
+    assert mine != private and sorted(path.name for path in (private / "s").iterdir()) == ["card.json", "state.pt"]
+    assert [path.name for path in mine.iterdir()] == ["begun.json"]
 
 
 @pytest.mark.parametrize("kind", ["folder", "file", "link", "empty"])
@@ -445,6 +545,69 @@ def test_an_interrupted_worker_gives_its_stage_back_and_another_goes_on_from_its
     trained = [row["step"] for row in steps if "train/loss" in row]
     assert trained == sorted(set(trained)), "no line twice"
     assert not list((store.folder / "work").iterdir())
+
+
+def test_a_worker_that_failed_goes_on_from_its_own_checkpoint(store):
+    """Such as when the disk was full, and ``--retry`` came from somewhere else."""
+
+    def fail(folder):
+        raise FileError("the disk is full")
+
+    made = worker(store, Meddler(5, fail), a={**table(), "step": [TRAIN]})
+    made.run()
+    assert [event for event, *_ in made.events] == ["begun", "failed"]
+
+    assert retry(store, made.asked)
+    made.run()
+
+    assert [event for event, *_ in made.events] == ["begun", "failed", "begun", "published"]
+    assert made.events[2][2]["resumed"]
+    assert not list((store.folder / "work").iterdir())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_scheduler_that_ends_a_worker_is_no_death(store, number):
+    """Told twice, as by a scheduler and by the command that started it: the step is made whole and saved."""
+
+    def end(folder):
+        os.kill(os.getpid(), number)
+        os.kill(os.getpid(), number)
+
+    before = signal.getsignal(number)
+    saved = []
+    try:
+        signal.signal(number, lambda *_: None)  # else this process would end where nobody hears it
+        for turn in range(3):
+            made = worker(store, Meddler(3 * turn + 2, end), a={**table(), "step": [{**TRAIN, "save_every": 0}]})
+            with pytest.raises(KeyboardInterrupt), stoppable():
+                made.run()
+            assert [(event, told.get("resumed")) for event, _, told in made.events] == [("begun", turn > 0)]
+            state = next((store.folder / "work").glob("*/*/state.pt"))
+            saved.append(torch.load(state, weights_only=True)["step"])
+    finally:
+        signal.signal(number, before)
+    assert saved == sorted(set(saved))
+    assert made.leases.take(made.asked[0].stages[0].name).deaths == 0
+
+
+def test_a_stage_whose_processes_vanish_but_get_further_goes_on(store):
+    """Killed without a word more often than a stage may be that gets nowhere; each had saved some steps."""
+    name, folder, mine = worker(store, a=table()).asked[0].stages[0].name, None, []
+    for step in range(1, DEATHS + 3):
+        lease = Leases(store.leases).take(name, lambda: store.saved(name))
+        mine.append(lease.deaths)
+        folder = store.private(name, lease) / name
+        about = json.loads(lease.path.read_text())
+        lease.path.write_text(json.dumps({**about, "since": about["since"] - 20}))
+        save_state(folder, {"step": step})
+        os.utime(folder / "state.pt", (about["since"] - 10, about["since"] - 10))
+        age(lease, 1000)
+    assert mine == [0] * len(mine)
+    for deaths in range(4):  # from here on none gets further; that its folder was handed on is no later work
+        lease = Leases(store.leases).take(name, lambda: store.saved(name))
+        assert lease.deaths == deaths
+        assert (store.private(name, lease) / name / "state.pt").is_file()
+        age(lease, 1000)
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "no mark", "link"])

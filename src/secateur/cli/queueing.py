@@ -18,6 +18,7 @@ from secateur.cli.request import dump
 from secateur.core.errors import UsageError
 from secateur.engine.queue_leases import Leases
 from secateur.engine.queue_spread import Spread
+from secateur.engine.queue_stopping import stoppable
 from secateur.engine.queue_store import Stage, Store
 from secateur.engine.queue_work import (
     Asked,
@@ -57,7 +58,8 @@ def run(request: argparse.Namespace, recipes: Mapping[str, Recipe]) -> int:
     enqueue(store, asked)
     if request.retry:
         retry(store, asked)
-    _work(request, store, leases, asked)
+    with stoppable():
+        _work(request, store, leases, asked)
     rows = states(store, leases, stages)
     _show(store, rows, request.json)
     for row in rows:

@@ -2,8 +2,8 @@
 
 A lease is a file with a number, made by ``O_EXCL``, which one process alone can win. The highest number counts. Its
 owner touches it while at work; one that was not touched for the time of the lease may be followed by the next number,
-which again only one process can make. Numbers are never used again, so a slow process cannot break a lease that it has
-not looked at.
+which again only one process can make. Numbers are never used again, also not when a thing is done and its leases are
+forgotten: a slow process cannot break a lease that it has not looked at, nor take another's for its own.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import re
 import secrets
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -56,21 +56,20 @@ class Owner:
     def this(cls) -> Owner:
         """This process; every call draws another token."""
         pid = os.getpid()
-        return cls(secrets.token_hex(8), socket.gethostname(), _machine(), pid, _started(pid) or "")
+        started = ""
+        with contextlib.suppress(OSError):
+            started = _started(pid)
+        return cls(secrets.token_hex(8), socket.gethostname(), _machine(), pid, started)
 
     def dead(self) -> bool:
         """Whether it is known to have ended: only ever of a process of this machine."""
         if self.machine != _machine():
             return False
-        if self.started:
-            return _started(self.pid) != self.started
         try:
-            os.kill(self.pid, 0)
-        except ProcessLookupError:
-            return True
-        except OSError:  # somebody else's, and alive
-            return False
-        return False
+            started = _started(self.pid)
+        except OSError:  # it has ended; or processes of others are hidden here, or the system does not tell
+            return not _there(self.pid)
+        return started != self.started if self.started else not started
 
 
 @dataclass(frozen=True)
@@ -81,7 +80,7 @@ class Seen:
         owner: who holds it; None when the file is empty, damaged or not of this library.
         seconds: for how long it is good after each sign of life.
         since: when it was taken, by the clock of the file system.
-        deaths: so many owners in a row have vanished before this one.
+        deaths: so many owners in a row have vanished before this one, none of which got any further.
         touched: its last sign of life, by the same clock; 0 when it was given back.
     """
 
@@ -106,7 +105,7 @@ class Lease:
         leases: where it lies.
         name: what it is for.
         number: of its file.
-        deaths: so many owners in a row have vanished before.
+        deaths: so many owners in a row have vanished before, none of which got any further.
     """
 
     leases: Leases
@@ -194,8 +193,13 @@ class Leases:
         if not (math.isfinite(self.seconds) and self.seconds > 0):
             raise UsageError(f"the lease is {self.seconds:g} seconds; it must be more than 0, for example 60.")
 
-    def take(self, name: str) -> Lease | None:
+    def take(self, name: str, saved: Callable[[], float] = lambda: 0.0) -> Lease | None:
         """Take the lease of ``name``; None when somebody has it, or was quicker.
+
+        Args:
+            name: what it is for.
+            saved: when work on it was last saved, by the clock of the file system. An owner that vanished after it
+                had saved something got further, and is not counted among the dead.
 
         Raises:
             FileError: when nothing can be written in the folder.
@@ -206,7 +210,8 @@ class Leases:
             now = self.now()
             if top and (seen is None or seen.alive(now)):
                 return None
-            deaths = seen.deaths + 1 if seen is not None and seen.touched > 0 else 0
+            died = seen is not None and seen.touched > 0 and saved() <= seen.since
+            deaths = seen.deaths + 1 if seen is not None and died else 0
             if not self._make(name, top + 1, now, deaths):
                 return None
             lease = Lease(self, name, top + 1, deaths)
@@ -225,8 +230,15 @@ class Leases:
         return found if found is not None and found.alive(self.now()) else None
 
     def forget(self, name: str) -> None:
-        """Take all files of ``name`` away: it is done, and nobody needs a lease of it any more."""
-        self._remove(name, self.highest(name))
+        """It is done, and nobody needs a lease of it any more: whoever still works on it finds its own lost.
+
+        One file stays, given back, from which numbers go on. Nothing is raised: leases run out by themselves.
+        """
+        with contextlib.suppress(OSError):
+            top = self.highest(name)
+            os.utime(self.path(name, top), (0, 0))
+            os.rename(self.path(name, top), self.path(name, top + 1))  # needs no space, as a new file does
+            self._remove(name, top)
 
     def now(self) -> float:
         """The time by the clock of the file system: those of two machines differ, this one they share.
@@ -276,8 +288,8 @@ class Leases:
         """What a file tells; None when it is gone."""
         path = self.path(name, number)
         try:
-            touched = path.stat().st_mtime
             with open(path, encoding="utf-8", errors="replace") as file:
+                touched = os.fstat(file.fileno()).st_mtime  # only opening it makes a network's client ask for the time
                 table = _table(file.read(1 << 16))
         except FileNotFoundError:
             return None
@@ -320,13 +332,25 @@ def _machine() -> str:
     return "/".join(parts)
 
 
-def _started(pid: int) -> str | None:
-    """When a process of this machine began, in clock ticks since boot; None when there is none, or no way to know."""
+def _started(pid: int) -> str:
+    """When a process of this machine began, in clock ticks since boot; empty when it has ended but for its number.
+
+    Raises:
+        OSError: when it cannot be known: there is none, it is hidden, or the system has no such files.
+    """
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return "" if fields[0] in "ZX" else fields[19]
+
+
+def _there(pid: int) -> bool:
+    """Whether a process of this number exists, seen or hidden."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] in "ZX" else fields[19]
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # somebody else's
+        return True
+    return True
 
 
 def _unwritable(folder: Path, error: OSError) -> FileError:

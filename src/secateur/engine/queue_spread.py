@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import queue
-import signal
 import subprocess
 import sys
 import threading
@@ -61,7 +60,7 @@ class Spread:
                     self._hear(json.loads(line))
                     continue
                 code = process.wait()
-                if code in (0, 130):
+                if code == 0:
                     continue
                 deaths += 1
                 if deaths > DEATHS * self.count:
@@ -72,7 +71,7 @@ class Spread:
                 self._start()
         except BaseException:
             for process in self._all:
-                process.send_signal(signal.SIGINT)
+                process.terminate()
             raise
         finally:
             self._close()

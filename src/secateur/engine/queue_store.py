@@ -1,13 +1,15 @@
 """The folder of a queue: finished stages by what was asked, work in private folders, failures, and a log.
 
-``store/STAGE`` holds finished steps as a runner writes them, ``work/STAGE.TOKEN`` the private folder of whoever is at
-work, ``leases`` who that is, ``failed/STAGE.json`` what stopped a stage, ``log/TOKEN.jsonl`` what each process did, and
-``runs/NAME`` a run folder for each recipe whose steps are links into the store.
+``store/STAGE`` holds finished steps as a runner writes them, ``work/STAGE.NUMBER.TOKEN`` the private folder of whoever
+is at work, with the number of its lease, ``leases`` who that is, ``failed/STAGE.json`` what stopped a stage,
+``log/TOKEN.jsonl`` what each process did, and ``runs/NAME`` a run folder for each recipe whose steps are links into the
+store.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -19,9 +21,10 @@ from typing import Any
 
 from secateur.core.errors import FileError, UsageError
 from secateur.core.files import read_json, write_json
-from secateur.engine.checkpoint import STATE, load_state
+from secateur.engine.checkpoint import STATE
 from secateur.engine.folder import CARD
-from secateur.engine.queue_leases import Lease, Owner
+from secateur.engine.queue_files import flush, number_of, put, reaching, sound, tolerant, written
+from secateur.engine.queue_leases import Lease, LeaseLost, Owner
 
 QUEUE, STAGE = "queue.json", "stage.json"
 FORMAT = "secateur.queue/1"
@@ -110,14 +113,14 @@ class Store:
 
     def about(self, name: str) -> dict[str, Any]:
         """What a finished stage tells of who did it; empty where nothing does."""
-        return _tolerant(self.results / name / STAGE)
+        return tolerant(self.results / name / STAGE)
 
     def failure(self, name: str) -> dict[str, Any] | None:
         """What stopped a stage, or None."""
         path = self.folder / "failed" / f"{name}.json"
         if not path.is_file():
             return None
-        return {"text": f"{path} is damaged; `--retry` takes it away.", "kind": "refused", **_tolerant(path)}
+        return {"text": f"{path} is damaged; `--retry` takes it away.", "kind": "refused", **tolerant(path)}
 
     def fail(self, name: str, text: str, kind: str, owner: Owner) -> None:
         """Record what stopped a stage: ``"refused"`` for what the user can mend, ``"bug"`` for anything else."""
@@ -132,50 +135,69 @@ class Store:
         return there
 
     def private(self, name: str, lease: Lease) -> Path:
-        """The private folder for a stage: what the owner before left, when a checkpoint is in it, else an empty one.
+        """The private folder for a stage: what an owner before left, when a checkpoint is in it, else an empty one.
 
-        Only the holder of the lease may call this. What was left is taken by its name, so that a process that is only
-        slow finds its folder gone, and cannot write where another goes on.
+        What was left is taken by its name, so that a process that is only slow finds its folder gone, and cannot write
+        where another goes on. Folders of later leases are left alone: there are some when this process was asleep.
+
+        Raises:
+            LeaseLost: when another process has taken this folder already.
+            FileError: when nothing can be written.
         """
-        mine = self.folder / "work" / f"{name}.{lease.leases.owner.token}"
+        mine = self.folder / "work" / f"{name}.{lease.number:06d}.{lease.leases.owner.token}"
         for left in self._left(name):
-            if left == mine or not (left / _BEGUN).is_file() or not (left / name / STATE).is_file() or mine.exists():
+            if number_of(left, name) >= lease.number:
+                continue
+            if not (left / _BEGUN).is_file() or not (left / name / STATE).is_file() or mine.exists():
                 self.discard(left)
                 continue
             with contextlib.suppress(OSError):  # its owner may be throwing it away just now
                 os.rename(left, mine)
-                if _sound(mine / name):
+                if sound(mine / name):
                     continue
             self.discard(mine)
         if not mine.exists():
-            with _reaching(mine):
+            with reaching(mine):
                 mine.mkdir(parents=True)
-            write_json(mine / _BEGUN, {"stage": name})
+            put(mine / _BEGUN, {"stage": name}, name)
         return mine
+
+    def saved(self, name: str) -> float:
+        """When work on a stage was last saved, by the clock of the file system; 0 when nothing is there."""
+        return max((written(left / name) for left in self._left(name)), default=0.0)
 
     def discard(self, private: Path) -> None:
         """Throw a private folder away; its name goes first, so that nobody takes over what is half gone."""
         gone = private.with_name(f"{_GONE}{private.name}.{time.time_ns()}")
-        with _reaching(private), contextlib.suppress(FileNotFoundError):
+        with reaching(private), contextlib.suppress(FileNotFoundError):
             os.rename(private, gone)
             shutil.rmtree(gone, ignore_errors=True)
 
     def publish(self, name: str, private: Path, lease: Lease, seconds: float) -> bool:
         """Give a finished stage its name in the store, in one step; False when it was there, and ours is dropped.
 
+        However long this process sleeps between any two lines, what gets the name is whole: a process that came later
+        takes the private folder by its name, and nothing here makes it anew.
+
         Raises:
+            LeaseLost: when another process has taken the private folder.
             FileError: when it cannot be written.
         """
-        owner, target = lease.leases.owner, self.results / name
+        owner, made, target = lease.leases.owner, private / name, self.results / name
         attempt = f"{owner.token}.{lease.number}"
         told = {"format": "secateur.stage/1", "stage": name, "attempt": attempt, "host": owner.host, "pid": owner.pid}
-        write_json(private / name / STAGE, {**told, "seconds": round(seconds, 3)})
+        if not (made / CARD).is_file():
+            raise LeaseLost(name)
+        put(made / STAGE, {**told, "seconds": round(seconds, 3)}, name)
         self.log(owner, "publishing", name, attempt=attempt)
-        with _reaching(target):
+        with reaching(target):
             target.parent.mkdir(exist_ok=True)
-            first = self._rename(private / name, target, attempt)
-            _flush(target.parent)
+            first = self._rename(made, target, attempt)
+            flush(target.parent)
+        if not self.done(name):  # what others have must not be thrown away for it
+            raise LeaseLost(name)
         self.log(owner, "published" if first else "dropped", name, attempt=attempt)
+        self.clear([name])
         for left in self._left(name):
             self.discard(left)
         return first
@@ -185,16 +207,38 @@ class Store:
             try:
                 os.rename(made, target)  # of two, the second finds a folder that is not empty, and fails
                 return True
-            except OSError:
+            except OSError as error:
                 if self.done(target.name):  # ours, where a server did it and its answer was lost
-                    return _tolerant(target / STAGE).get("attempt") == attempt
-                if not os.path.lexists(target):
+                    return tolerant(target / STAGE).get("attempt") == attempt
+                if not (made / CARD).is_file():
+                    raise LeaseLost(target.name) from error
+                if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
                     raise
-                aside = self.folder / "aside"  # something that is no result stands in the way; nothing is deleted
-                aside.mkdir(exist_ok=True)
-                with contextlib.suppress(FileNotFoundError):
-                    os.rename(target, aside / f"{target.name}.{attempt}")
+                self._put_aside(target, attempt)
         raise FileError(f"{target} cannot be written: something keeps taking its place. Look who writes there.")
+
+    def _put_aside(self, target: Path, attempt: str) -> None:
+        """Move what is no result out of a result's place; nothing is deleted.
+
+        By the time it is moved, the name may be that of another's result. So a folder is emptied by its handle, which
+        no result ever gets; and a file goes onto a file, where no folder can go.
+        """
+        place = self.folder / "aside" / f"{target.name}.{attempt}.{time.time_ns()}"
+        place.mkdir(parents=True)
+        try:
+            folder = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        except OSError:
+            (place / target.name).touch()
+            with contextlib.suppress(OSError):
+                os.rename(target, place / target.name)
+            return
+        try:
+            there = os.listdir(folder)
+            for name in () if CARD in there else there:
+                with contextlib.suppress(FileNotFoundError):  # another one is at it too
+                    os.rename(name, place / name, src_dir_fd=folder)
+        finally:
+            os.close(folder)
 
     def link(self, recipe: str, names: Iterable[str]) -> None:
         """Make finished stages steps of a recipe's run folder.
@@ -218,7 +262,7 @@ class Store:
         """Append a line to this process's own log; no two processes write in one file."""
         path = self.folder / "log" / f"{owner.token}.jsonl"
         line = json.dumps({"event": event, "stage": name, "host": owner.host, "pid": owner.pid, **more}) + "\n"
-        with _reaching(path):
+        with reaching(path):
             path.parent.mkdir(exist_ok=True)
             with open(path, "ab") as file:
                 file.write(line.encode())
@@ -245,7 +289,7 @@ class Store:
     def _left(self, name: str) -> Iterator[Path]:
         """Private folders of a stage, the one that was written to last first."""
         there = [path for path in (self.folder / "work").glob(f"{name}.*") if path.is_dir() and not path.is_symlink()]
-        yield from sorted(there, key=_written, reverse=True)
+        yield from sorted(there, key=lambda private: written(private / name), reverse=True)
 
 
 def publications(events: Iterable[Mapping[str, Any]], store: Store) -> dict[str, list[str]]:
@@ -261,56 +305,3 @@ def publications(events: Iterable[Mapping[str, Any]], store: Store) -> dict[str,
         if row.get("event") == "published" or there:
             found.setdefault(name, set()).add(attempt)
     return {name: sorted(attempts) for name, attempts in found.items()}
-
-
-@contextlib.contextmanager
-def _reaching(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise FileError(
-            f"cannot write {path}: {error.strerror or error}. Free some space or allow it, or choose another folder "
-            "with `--queue`."
-        ) from error
-
-
-def _sound(folder: Path) -> bool:
-    """Whether training can go on from a folder that another process left; its files become this process's own."""
-    try:
-        if load_state(folder) is None:
-            return False
-    except FileError:
-        return False
-    for path in folder.iterdir():  # a slow process may still hold files open
-        if path.is_file():
-            copy = path.with_name(f".{path.name}.own")
-            shutil.copyfile(path, copy)
-            os.replace(copy, path)
-    return True
-
-
-def _written(private: Path) -> float:
-    times = [0.0]
-    for path in private.glob(f"*/{STATE}"):
-        with contextlib.suppress(OSError):
-            times.append(path.stat().st_mtime)
-    return max(times)
-
-
-def _tolerant(path: Path) -> dict[str, Any]:
-    """A table of JSON; empty when there is none that can be read."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _flush(folder: Path) -> None:
-    """Make new names durable where the system allows it."""
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

@@ -221,62 +221,68 @@ class Worker:
         """Take a stage and work on it; False when it is not ready, or another's."""
         if stage.needs and not self.store.done(stage.needs):
             return False
-        lease = self.leases.take(stage.name)
+        lease = self.leases.take(stage.name, lambda: self.store.saved(stage.name))
         if lease is None:
             return False
-        if self.store.done(stage.name):  # another one was quicker between two looks
-            self.leases.forget(stage.name)
-        elif self.store.failure(stage.name):
+        try:
+            if self.store.done(stage.name):  # another one was quicker between two looks
+                self.leases.forget(stage.name)
+            elif self.store.failure(stage.name):
+                pass
+            elif lease.deaths > DEATHS:
+                died = f"{lease.deaths} processes in a row vanished at it (out of memory, or killed)"
+                cure = "Use fewer `--workers` or a longer `--lease`, then `--retry`."
+                self._fail(stage, f"{died}. {cure}", "refused")
+            else:
+                self._work(stage, lease)
+        finally:
             lease.give_back()
-        elif lease.deaths > DEATHS:
-            died = f"{lease.deaths} processes in a row vanished at it (out of memory, or killed)"
-            self._fail(stage, lease, f"{died}. Use fewer `--workers` or a longer `--lease`, then `--retry`.", "refused")
-            lease.give_back()
-        else:
-            self._work(stage, lease)
         return True
 
     def _work(self, stage: Stage, lease: Lease) -> None:
-        name, owner, began = stage.name, self.leases.owner, time.perf_counter()
+        name, began = stage.name, time.perf_counter()
         private: Path | None = None
-        held = True
         try:
             with lease:
                 private = self.store.private(name, lease)
+                lease.check()
                 self._tell("begun", stage, number=lease.number, resumed=(private / name / STATE).is_file())
-                watched = Watched(self.listener, lease)
-                runner = SharedData(self._wanted[name][0][0].recipe, self.store.results, self.data_dir, watched)
-                runner.stage(stage.number, stage.key, private)
+                self._compute(stage, lease, private)
                 lease.check()
                 seconds = time.perf_counter() - began
                 first = self.store.publish(name, private, lease, seconds)
-            held = False
-            self.leases.forget(name)
-            enqueue(self.store, [one for one, _ in self._wanted[name]])
-            self._hear("published" if first else "dropped", stage, seconds=seconds)
         except KeyboardInterrupt:
             self._leave(private, name)
-            self.store.log(owner, "interrupted", name)
+            self.store.log(self.leases.owner, "interrupted", name)
             raise
         except Exception as error:  # networks and methods of somebody else's may raise anything
-            if isinstance(error, LeaseLost) or _is_lost(lease):
+            # Who publishes throws away what others have of the stage, so they may fail at anything
+            if isinstance(error, LeaseLost) or self.store.done(name) or _is_lost(lease):
                 if private is not None:
                     self.store.discard(private)
                 self._tell("lost", stage)
                 return
             self._leave(private, name)
             bug = not isinstance(error, SecateurError)
-            self._fail(stage, lease, traceback.format_exc() if bug else str(error), "bug" if bug else "refused")
-        finally:
-            if held:
-                lease.give_back()
+            self._fail(stage, traceback.format_exc() if bug else str(error), "bug" if bug else "refused")
+            return
+        self.leases.forget(name)
+        enqueue(self.store, [one for one, _ in self._wanted[name]])
+        self._hear("published" if first else "dropped", stage, seconds=seconds)
+
+    def _compute(self, stage: Stage, lease: Lease, private: Path) -> None:
+        """Carry a stage out in a private folder."""
+        runner = SharedData(
+            self._wanted[stage.name][0][0].recipe, self.store.results, self.data_dir, Watched(self.listener, lease)
+        )
+        runner.stage(stage.number, stage.key, private)
 
     def _leave(self, private: Path | None, name: str) -> None:
         """Leave a checkpoint for whoever goes on, and nothing else."""
         if private is not None and not (private / name / STATE).is_file():
             self.store.discard(private)
 
-    def _fail(self, stage: Stage, lease: Lease, text: str, kind: str) -> None:
+    def _fail(self, stage: Stage, text: str, kind: str) -> None:
         self.store.fail(stage.name, text, kind, self.leases.owner)
         self._tell("failed", stage, text=text, kind=kind)
 

@@ -1,12 +1,11 @@
 """A process that works on a queue: what to do as one line on standard input, what happened as lines on standard output.
 
-It gives its stage back and ends when it is interrupted, or when its standard input ends, as it does when the process
-that started it is gone.
+It gives its stage back and ends when it is interrupted or told to end, or when its standard input ends, as it does when
+the process that started it is gone.
 """
 
 from __future__ import annotations
 
-import _thread
 import json
 import os
 import signal
@@ -16,6 +15,8 @@ import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from secateur.engine.queue_stopping import stoppable
 
 
 def main() -> int:
@@ -28,9 +29,10 @@ def main() -> int:
         print(json.dumps(told), file=answers, flush=True)
 
     try:
-        asked = json.loads(sys.stdin.readline())
-        threading.Thread(target=_follow, daemon=True).start()
-        _work(asked, tell)
+        with stoppable():
+            asked = json.loads(sys.stdin.readline())
+            threading.Thread(target=_follow, daemon=True).start()
+            _work(asked, tell)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
@@ -42,7 +44,7 @@ def _follow() -> None:
     """Wait for the end of standard input, past its buffer: a thread in there would not let the process end."""
     while os.read(0, 1):
         continue
-    _thread.interrupt_main()
+    os.kill(os.getpid(), signal.SIGTERM)  # as if told by whoever started it
 
 
 def _work(asked: Mapping[str, Any], tell: Any) -> None:
