@@ -10,12 +10,15 @@ from typing import Any
 from torch import Tensor, nn
 
 from secateur.cli.request import dump
-from secateur.core.errors import UsageError
+from secateur.core.errors import UsageError, nearest
 from secateur.core.patterns import parse_pattern
 from secateur.core.streams import stream
 from secateur.engine.machine import interrupts
 from secateur.engine.planning import calibrating
 from secateur.engine.planning.calibrating import Calibration, Subject
+from secateur.engine.planning.engines import ENGINES
+
+ALL = "all"
 
 
 def run(request: argparse.Namespace) -> int:
@@ -27,6 +30,7 @@ def run(request: argparse.Namespace) -> int:
         raise UsageError("--batch and --threads must be at least 1.")
     given = request.pattern or list(calibrating.PATTERNS)
     words = [str(parse_pattern(word)) for entry in given for word in entry.split(",")]
+    others = _engines(request.engine)
     subjects = [_subject(name, request) for name in request.nets] or calibrating.base_set()
 
     def say(text: str) -> None:
@@ -35,13 +39,26 @@ def run(request: argparse.Namespace) -> int:
 
     with interrupts() as stop:
         found = calibrating.calibrate(
-            subjects, batches, request.threads, words, None, request.again, say=say, stop=stop
+            subjects, batches, request.threads, words, None, request.again, say=say, stop=stop, others=others
         )  # fmt: skip
     if request.json:
         dump(found.to_json())
     else:
         _show(found)
     return 130 if found.stopped else 0
+
+
+def _engines(given: list[str]) -> list[str]:
+    """The engines beside the compiled core, which is always measured.
+
+    Raises:
+        UsageError: one that is not known.
+    """
+    words = [word.strip() for entry in given for word in entry.split(",")]
+    for word in words:
+        if word not in (*ENGINES, ALL):
+            raise UsageError(f"--engine {word!r} is not known. {nearest(word, (*ENGINES, ALL))}")
+    return [name for name in ENGINES[1:] if name in words or ALL in words]
 
 
 def _status(request: argparse.Namespace) -> int:
@@ -56,6 +73,8 @@ def _status(request: argparse.Namespace) -> int:
         )
         print(f"  {row['machine']}\n    {row['layers']} layers, {row['figures']} figures, "
               f"{', '.join(row['patterns'])}{error}")  # fmt: skip
+    for name, count in found["engines"].items():
+        print(f"  {name}\n    {count} networks as they are")
     if found["note"]:
         print(f"note: {found['note']}")
     return 0
@@ -65,6 +84,8 @@ def _show(found: Calibration) -> None:
     for row in found.rows:
         print(f"{row['name']:<24} batch {row['batch']:<3} {row['layers']:>3} layers  {row['ms']:9.4f} ms as it is  "
               f"{row['measured']:>4} figures new  {row['seconds']:5.1f} s")  # fmt: skip
+        for label, ms in row["engines"].items():
+            print(f"  {label:<43} {ms:9.4f} ms as it is  {ms / row['ms']:6.2f} times as long")
     if found.error is not None and found.median is not None:
         print(f"shapes that are not measured are forecast within {found.error:.1%} (9 of 10 figures; half within "
               f"{found.median:.1%}), by {found.shapes} shapes held out in turn")  # fmt: skip

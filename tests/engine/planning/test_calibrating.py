@@ -4,7 +4,9 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,7 +17,10 @@ from secateur.core.patterns import parse_pattern
 from secateur.core.prunable import coverage
 from secateur.engine.planning import calibrating, measuring
 from secateur.engine.planning.calibrating import Subject
+from secateur.engine.planning.checking import ENOUGH, FLOOR, checked, network_key, off, remember, stated
+from secateur.engine.planning.costs import NetworkCost, random_plans
 from secateur.engine.planning.energy import joules, why_no_energy
+from secateur.engine.planning.engines import places
 from secateur.engine.planning.operators import Layer, find_layers, milliseconds
 from secateur.engine.planning.shapes import Known, held_out
 from secateur.engine.planning.table import CostTable, Machine, Point
@@ -171,12 +176,16 @@ def test_what_is_measured_once_is_remembered(tmp_path):
         assert all(curve.densities[-1] == 1.0 for curve in curves.values())
     table, machine = CostTable.open(tmp_path), Machine.here(first.isa, 1)
     assert not measuring.missing_rungs(table, machine, Variants(*tiny(), 1).layers, BOTH)
-    assert len(table.checks[str(machine)]) == measuring.CHECKS and 0 <= first.error
-    content = (tmp_path / "costs.json").read_bytes()
+    held = table.checks[str(machine)]
+    assert list(held) == [first.network] and len(held[first.network]) == measuring.CHECKS and first.error >= FLOOR
     again = cost(tmp_path, say=said.append)
     assert not any("to measure" in text for text in said[2:])
-    assert (tmp_path / "costs.json").read_bytes() == content
-    assert again.layers.keys() == first.layers.keys() and again.error == first.error and again.fixed >= 0
+    after = CostTable.open(tmp_path)
+    assert after.points == table.points and again.measured == 0 < first.measured
+    assert again.layers.keys() == first.layers.keys() and again.error >= FLOOR and again.fixed >= 0
+    pairs = after.checks[str(machine)][first.network]  # on another occasion some more plans are held against the clock
+    assert pairs[: measuring.CHECKS] == held[first.network] and len(pairs) > measuring.CHECKS
+    assert all(told > 0 and measured > 0 for told, measured in pairs)
 
 
 @needs_core
@@ -204,6 +213,189 @@ def test_a_pattern_that_does_not_fit_leaves_the_tensor(tmp_path):
     made = cost(tmp_path, ("8x1",))
     assert "8x1" in made.left["fc2.weight"] and "8x1" in made.left["head.weight"]
     assert set(made.layers) == {"fc1.weight"}
+
+
+@needs_core
+def test_checks_are_sums_of_the_curves_of_random_plans(tmp_path):
+    """What is forecast is the total of a plan that is a function of its number; each is another plan."""
+    made = cost(tmp_path)
+    variants = Variants(*tiny(), 1)
+
+    found = checked(variants, made, 4, least=1, most=3, seconds=60.0, stop=lambda: False)
+
+    plans = random_plans(made, 7, seed=1)
+    assert [told for told, _ in found] == [made.total(plan) for plan in plans[4:]]
+    assert all(measured > 0 for _, measured in found)
+    assert checked(variants, made, 0, least=1, most=0, seconds=60.0, stop=lambda: False) == []
+    assert checked(variants, made, 0, least=1, most=3, seconds=60.0, stop=lambda: True) == []
+    variants.close()
+
+
+def pairs_of(table, machine, network, errors):
+    for error in errors:
+        table.check(machine, network, 1.0, 1.0 + error)
+
+
+def test_the_error_of_many_plans_of_a_network_covers_nine_of_ten_more(tmp_path):
+    """Of every set of errors, each left out in turn: at least nine of ten of those left out lie within."""
+    machine, random = Machine("cpu", "avx2", 1, "core"), np.random.default_rng(0)
+    for count in (ENOUGH + 1, 41, 100):
+        errors = random.exponential(0.2, count).tolist()
+        held = 0
+        for at, left_out in enumerate(errors):
+            table = CostTable(tmp_path / "costs.json")
+            pairs_of(table, machine, "mine", errors[:at] + errors[at + 1 :])
+            pairs_of(table, machine, "another", [9.0] * 50)
+            held += left_out <= stated(table, machine, "mine", 1.0) * (1 + 1e-12)
+        assert 0.9 <= held / count <= 0.9 + 2 / count
+
+
+def test_few_plans_state_no_less_than_a_tenth(tmp_path):
+    table, machine = CostTable(tmp_path / "costs.json"), Machine("cpu", "avx2", 1, "core")
+    assert math.isnan(stated(table, machine, "mine", 1.0))
+    pairs_of(table, machine, "mine", [0.01] * (ENOUGH - 1))
+    assert stated(table, machine, "mine", 1.0) == FLOOR
+    pairs_of(table, machine, "mine", [0.01])
+    assert stated(table, machine, "mine", 1.0) == pytest.approx(0.01, abs=1e-12)
+    assert math.isnan(stated(table, Machine("cpu", "avx2", 2, "core"), "mine", 1.0))
+
+
+def test_very_few_plans_are_helped_by_networks_of_like_size(tmp_path):
+    table, machine = CostTable(tmp_path / "costs.json"), Machine("cpu", "avx2", 1, "core")
+    pairs_of(table, machine, "like", [0.3] * 10)
+    table.check(machine, "long", 1000.0, 3000.0)
+    assert stated(table, machine, "new", 2.0) == pytest.approx(0.3, abs=1e-12)
+    assert stated(table, machine, "new", 1e-3) == pytest.approx(2.0, abs=1e-12)  # none is like it: all count
+    pairs_of(table, machine, "new", [0.05] * 9)
+    assert stated(table, machine, "new", 2.0) == FLOOR  # its own are enough to tell nine of ten
+
+
+@pytest.mark.parametrize("pair", [(1.0, 1.25), (1.25, 1.0), (1.0, 1.0), (0.3, 7.0)])
+def test_an_interval_of_the_error_holds_what_was_measured(pair):
+    forecast, measured = pair
+    error = off(pair)
+    assert forecast * (1 - error) <= measured * (1 + 1e-12) and measured <= forecast * (1 + error) * (1 + 1e-12)
+    assert measured * (1 - error) <= forecast * (1 + 1e-12) and forecast <= measured * (1 + error) * (1 + 1e-12)
+
+
+def test_forecasts_that_were_tried_are_remembered(tmp_path):
+    made = NetworkCost({}, {}, 1.0, 0.1, isa="avx2", threads=2, network="mine")
+
+    remember(made, [(1.0, 1.1), (2.0, float("nan"))], tmp_path)
+    remember(made, [(3.0, 2.0)], tmp_path)
+    remember(replace(made, network=""), [(1.0, 1.0)], tmp_path)
+
+    assert CostTable.open(tmp_path).checks == {str(Machine.here("avx2", 2)): {"mine": [(1.0, 1.1), (3.0, 2.0)]}}
+    (tmp_path / "file").write_text("in the way")
+    remember(made, [(1.0, 1.1)], tmp_path / "file")
+
+
+def test_a_network_is_known_by_its_structure_and_batch():
+    def key(net, batch=1, size=16):
+        return network_key(net, torch.randn(batch, size))
+
+    net = tiny()[0]
+    with torch.no_grad():
+        other = build("mlp", (16,), 4, widths=(16, 12))
+    assert key(net) == key(other) == key(other.eval())
+    assert len({key(net), key(net, 2), key(build("mlp", (16,), 4, widths=(12, 16)))}) == 3
+    strides = [torch.nn.Conv2d(1, 2, 3, stride=n) for n in (1, 2)]
+    assert len({network_key(conv, torch.randn(1, 1, 8, 8)) for conv in strides}) == 2
+
+
+@needs_core
+def test_a_folder_that_cannot_be_written_is_told_and_all_else_goes_on(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+
+    found = calibrating.calibrate(
+        [Subject("first", tiny), Subject("other", tiny)], (1,), 1, ("unstructured",), tmp_path / "file", seconds=0.0
+    )
+    assert all(row["layers"] and row["measured"] > 0 for row in found.rows) and len(found.rows) == 2
+    assert len([note for note in found.notes if "not remembered" in note and "SECATEUR_CACHE" in note]) == 1
+
+
+@needs_core
+def test_measuring_again_replaces_the_figures_of_the_named_networks_only(tmp_path):
+    def other(batch=1):
+        torch.manual_seed(0)
+        return build("mlp", (24,), 6, widths=(20,)).eval(), torch.randn(batch, 24)
+
+    options = {"threads": 1, "cache": tmp_path, "seconds": 0.0}
+    calibrating.calibrate([Subject("first", tiny), Subject("other", other)], patterns=BOTH, **options)
+    before = CostTable.open(tmp_path)
+    (machine,) = before.points
+    mine = {layer.key for layer in Variants(*tiny(), 1).layers.values()}
+
+    found = calibrating.calibrate([Subject("first", tiny)], patterns=("unstructured",), again=True, **options)
+
+    after = CostTable.open(tmp_path).points[machine]
+    flat = {
+        (key, pattern, rung): point
+        for key, by in before.points[machine].items() for pattern, rungs in by.items() for rung, point in rungs.items()
+    }  # fmt: skip
+    new = {place for place, point in flat.items() if after[place[0]][place[1]][place[2]] != point}
+    assert new == {place for place in flat if place[0] in mine and place[1] in (DENSE, "unstructured")}
+    assert found.rows[0]["measured"] == len(new)
+    assert sum(len(rungs) for by in after.values() for rungs in by.values()) == len(flat)
+
+
+@needs_core
+def test_measuring_again_loses_nothing_when_it_is_stopped_at_once(tmp_path):
+    options = {"threads": 1, "patterns": BOTH, "cache": tmp_path, "seconds": 0.0, "again": True}
+    calibrating.calibrate([Subject("first", tiny)], **options)
+    content = (tmp_path / "costs.json").read_bytes()
+
+    assert calibrating.calibrate([Subject("first", tiny)], stop=lambda: True, **options).stopped
+
+    assert (tmp_path / "costs.json").read_bytes() == content
+
+
+@needs_core
+def test_other_engines_are_timed_as_they_are_remembered_and_told(tmp_path):
+    pytest.importorskip("onnxruntime")
+    options = {"threads": 1, "patterns": ("unstructured",), "cache": tmp_path, "seconds": 0.0}
+    engines = ("torch", "onnxruntime")
+
+    found = calibrating.calibrate([Subject("first", tiny)], others=engines, **options)
+
+    (row,) = found.rows
+    labels = [label.split()[0] for label in row["engines"]]
+    assert sorted(set(labels)) == sorted(engines) and all(ms > 0 for ms in row["engines"].values())
+    if not torch.cuda.is_available():
+        assert any("CUDA" in note for note in found.notes)
+    kept = CostTable.open(tmp_path).engines
+    assert sorted(kept) == sorted(name for engine in engines for name, _ in places(engine, 1).values())
+    assert calibrating.status(tmp_path)["engines"] == dict.fromkeys(kept, 1)
+    told = cost(tmp_path, ("unstructured",))
+    assert told.engines == row["engines"]
+    assert any(all(f"{ms:.4g} ms in {label}" in note for label, ms in row["engines"].items()) for note in told.notes)
+    again = calibrating.calibrate([Subject("first", tiny)], others=engines, **options)
+    assert again.rows[0]["engines"] == row["engines"]
+    assert measuring.forecast(*tiny(2), 1, ("unstructured",), False, tmp_path).engines == {}
+
+
+@needs_core
+def test_an_engine_that_cannot_run_a_network_is_told_and_the_others_go_on(tmp_path):
+    class Told(torch.nn.Module):
+        """A network that no exporter by tracing takes: it refuses to be traced."""
+
+        def __init__(self):
+            super().__init__()
+            self.fc = torch.nn.Linear(8, 8)
+
+        def forward(self, x):
+            if torch.jit.is_tracing():
+                raise RuntimeError("not to be traced")
+            return self.fc(x)
+
+    subject = Subject("odd", lambda batch: (Told().eval(), torch.randn(batch, 8)))
+
+    found = calibrating.calibrate(
+        [subject], threads=1, patterns=("unstructured",), cache=tmp_path, seconds=0.0, others=("onnxruntime", "torch")
+    )
+
+    assert {label.split()[0] for label in found.rows[0]["engines"]} == {"torch"}
+    assert any("onnxruntime" in note and "not" in note for note in found.notes)
 
 
 def law(features, density):
@@ -320,6 +512,8 @@ def test_the_command_measures_once(monkeypatch, tmp_path, capsys):
     assert "figures to measure" in first.err and str(tmp_path / "costs.json") in first.out
     assert main([*words, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["rows"][0]["measured"] == 0
+    assert main([*words, "--engine", "torch"]) == 0
+    assert "times as long" in capsys.readouterr().out
     assert main(["calibrate", "--status"]) == 0
     assert "3 layers" in capsys.readouterr().out
 
@@ -330,6 +524,7 @@ def test_the_command_measures_once(monkeypatch, tmp_path, capsys):
         (["--batch", "0"], "at least 1"),
         (["--threads", "0"], "at least 1"),
         (["--pattern", "columns"], "not understood"),
+        (["--engine", "torhc"], "Did you mean 'torch'"),
         (["resnet20"], "--shape 3,32,32"),
         (["resnet20", "--shape", "3,a"], "not whole numbers"),
         (["resnet20", "--shape", "3,0,1"], "below 1"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -13,12 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from secateur import _native
-from secateur.core.errors import UsageError
+from secateur.core.errors import SecateurError, UsageError, nearest
 from secateur.core.patterns import parse_pattern
 from secateur.core.streams import seeded, stream
-from secateur.engine.planning import measuring
+from secateur.engine.planning import checking, measuring
 from secateur.engine.planning.costs import NetworkCost
 from secateur.engine.planning.energy import joules, why_no_energy
+from secateur.engine.planning.engines import ENGINES, as_it_is, places
 from secateur.engine.planning.shapes import held_out
 from secateur.engine.planning.table import CostTable, Machine
 from secateur.engine.planning.variants import Variants
@@ -49,7 +51,8 @@ class Calibration:
 
     Attributes:
         path: The file of the table.
-        rows: One a network and batch: name, batch, threads, isa, ms, error, measured (figures), seconds, joules.
+        rows: One a network and batch: name, batch, threads, isa, ms, error, measured (figures), seconds, and engines
+            (label to milliseconds of the network as it is).
         error: Relative error that nine of ten figures stay within when a shape is forecast from the others.
         median: That half of them stay within.
         shapes: How many shapes that was tried on.
@@ -122,6 +125,7 @@ def calibrate(
     seconds: float | None = None,
     say: Callable[[str], None] = lambda text: None,
     stop: Callable[[], bool] = lambda: False,
+    others: Sequence[str] = (),
 ) -> Calibration:
     """Measure what the table lacks of some networks; each network is saved when it is done.
 
@@ -131,13 +135,16 @@ def calibrate(
         threads: Of the compiled core; None takes one for each core that this process may use.
         patterns: In words.
         cache: Folder of the table.
-        again: Measure anew what is known.
+        again: Measure anew what is known of these networks under these patterns; all else stays, and what is known is
+            replaced when it is measured.
         seconds: Of the clock for one network, at most about; None takes eight.
         say: Told what is being done.
         stop: Asked now and then whether to end with what is measured.
+        others: Further engines that the networks are timed in as they are: ``torch``, on the CPU and on a CUDA device
+            where there is one, and ``onnxruntime``. One that cannot run a network is told in the notes.
 
     Raises:
-        UsageError: a pattern that is not understood, or no compiled core.
+        UsageError: a pattern or engine that is not understood, or no compiled core.
         CaptureError: a network cannot be captured.
 
     Cost: about ``seconds`` and the packing of twenty versions for each network and batch.
@@ -148,22 +155,24 @@ def calibrate(
     seconds = SECONDS if seconds is None else seconds
     table = CostTable.open(cache)
     found = Calibration(str(table.path), notes=[table.note] if table.note else [])
-    machine, forgotten = None, False
+    machine = None
+    if wrong := next((name for name in others if name not in ENGINES[1:]), ""):
+        raise UsageError(f"no engine is called {wrong!r}. {nearest(wrong, ENGINES)}")
     for subject in subjects:
         for batch in batches:
             if stop():
                 found.stopped = True
                 break
             net, example = subject.make(batch)
-            if again and not forgotten:
-                table.forget(_machine(net, example, threads))
-                forgotten = True
             say(f"{subject.name}, batch {batch} ...")
-            began, before = time.perf_counter(), _figures(cache)
-            cost = measuring.forecast(net, example, threads, words, True, cache, seconds, say, stop)
+            began = time.perf_counter()
+            cost = measuring.forecast(net, example, threads, words, True, cache, seconds, say, stop, again=again)
             machine = Machine.here(cost.isa, cost.threads)
-            found.rows.append(_row(subject.name, cost, _figures(cache) - before, time.perf_counter() - began))
+            times = {} if stop() else _others(others, subject.name, net, example, cost, cache, again, found.notes)
+            found.rows.append({**_row(subject.name, cost, time.perf_counter() - began), "engines": times})
             found.notes += [f"{subject.name}: {name}: {why}" for name, why in cost.left.items()]
+            unsaved = [note for note in cost.notes if note.startswith(measuring.UNSAVED)]
+            found.notes += [note for note in unsaved if note not in found.notes]
     if machine is not None:
         held = held_out(CostTable.open(cache), machine)
         found.shapes = held.shapes
@@ -171,7 +180,7 @@ def calibrate(
             found.error, found.median = held.error, held.median
     if subjects and not found.stopped:
         found.notes.append(_energy(subjects[0], batches[0], threads))
-    if not torch.cuda.is_available():
+    if "torch" in others and not torch.cuda.is_available():
         found.notes.append("torch on CUDA: not measured, there is none here")
     return found
 
@@ -185,31 +194,45 @@ def status(cache: str | PathLike[str] | None = None) -> dict[str, Any]:
     table = CostTable.open(cache)
     rows = []
     for name in sorted({*table.points, *table.checks}):
-        points, checks = table.points.get(name, {}), table.checks.get(name, [])
+        points = table.points.get(name, {})
         figures = sum(len(rungs) for by in points.values() for rungs in by.values())
-        errors = sorted(abs(forecast / measured - 1) for forecast, measured in checks)
-        within = errors[min(len(errors) - 1, int(0.9 * len(errors)))] if errors else None
+        errors = [checking.off(pair) for pairs in table.checks.get(name, {}).values() for pair in pairs]
+        within = checking.bound(errors) if errors else None
         patterns = sorted({pattern for by in points.values() for pattern in by if pattern != measuring.DENSE})
         rows.append({"machine": name, "layers": len(points), "figures": figures, "patterns": patterns,
-                     "checks": len(checks), "error": within})  # fmt: skip
-    return {"path": str(table.path), "note": table.note, "machines": rows}
+                     "checks": len(errors), "error": within})  # fmt: skip
+    engines = {name: len(networks) for name, networks in table.engines.items()}
+    return {"path": str(table.path), "note": table.note, "machines": rows, "engines": engines}
 
 
-def _row(name: str, cost: NetworkCost, figures: int, seconds: float) -> dict[str, Any]:
+def _others(
+    others: Sequence[str], name: str, net: nn.Module, example: Any, cost: NetworkCost,
+    cache: str | PathLike[str] | None, again: bool, notes: list[str],
+) -> dict[str, float]:  # fmt: skip
+    """What the network takes in other engines, as it is: measured, or remembered; why not, in the notes."""
+    table, found = CostTable.open(cache), dict[str, float]()
+    for engine in others:
+        where = places(engine, cost.threads)
+        if not where:
+            notes.append(f"{engine}: not measured, it is not installed: `pip install 'secateur[bench]'`")
+        for label, (key, device) in where.items():
+            known = table.engines.get(key, {}).get(cost.network)
+            try:
+                found[label] = known if known and not again else as_it_is(engine, net, example, cost.threads, device)
+            except (SecateurError, RuntimeError, ValueError, TypeError) as error:  # what exporting and CUDA raise
+                notes.append(f"{name}: {label}: not measured: {(str(error).splitlines() or ['it failed'])[0]}")
+            else:
+                table.engine(key, cost.network, found[label])
+    with contextlib.suppress(SecateurError):  # the cost has told that the folder cannot be written
+        table.save()
+    return found
+
+
+def _row(name: str, cost: NetworkCost, seconds: float) -> dict[str, Any]:
     return {
         "name": name, "batch": cost.batch, "threads": cost.threads, "isa": cost.isa, "ms": cost.now,
-        "error": cost.error, "layers": len(cost.layers), "measured": figures, "seconds": seconds,
+        "error": cost.error, "layers": len(cost.layers), "measured": cost.measured, "seconds": seconds,
     }  # fmt: skip
-
-
-def _figures(cache: str | PathLike[str] | None) -> int:
-    return sum(row["figures"] for row in status(cache)["machines"])
-
-
-def _machine(net: nn.Module, example: Any, threads: int | None) -> Machine:
-    variants = Variants(net, example, threads)
-    variants.close()
-    return Machine.here(variants.isa, variants.threads)
 
 
 def _energy(subject: Subject, batch: int, threads: int | None) -> str:

@@ -26,7 +26,8 @@ class NetworkCost:
         layers: Prunable tensor to pattern (``unstructured``, ``4x1``, ``2:4``) to curve.
         dense: Milliseconds of each layer as it is now.
         fixed: Milliseconds of everything else, what a call costs in itself included.
-        error: Relative error of a forecast that nine of ten stay within, from plans and shapes that were held out.
+        error: Relative error that nine of ten plans stay within, from plans that were opened anew and timed, and
+            shapes that were held out; no less than a tenth while such plans of this network are few.
         engine: ``secateur``, ``torch`` or ``onnxruntime``.
         isa: Instruction set of the compiled core; the device of torch.
         threads: Threads.
@@ -34,6 +35,9 @@ class NetworkCost:
         left: Tensors without a curve, and why.
         factor: What the table's milliseconds were multiplied by, so that they agree with the machine's speed now.
         notes: What a user may want to know.
+        network: Name of the network in the table; empty for engines that are not kept there.
+        measured: Figures of layers that were measured for it now; all others were known.
+        engines: What a call takes, as it is, in other engines, where `secateur calibrate --engine` measured them.
     """
 
     layers: Mapping[str, Mapping[str, Curve]]
@@ -47,6 +51,9 @@ class NetworkCost:
     left: Mapping[str, str] = field(default_factory=dict)
     factor: float = 1.0
     notes: tuple[str, ...] = ()
+    network: str = ""
+    measured: int = 0
+    engines: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def now(self) -> float:
@@ -88,12 +95,11 @@ class NetworkCost:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
-        plain = {
-            name: getattr(self, name) for name in ("fixed", "error", "engine", "isa", "threads", "batch", "factor")
-        }
+        single = ("fixed", "error", "engine", "isa", "threads", "batch", "factor", "network", "measured")
+        plain = {name: getattr(self, name) for name in single}
         curves = {n: {p: curve.to_json() for p, curve in by.items()} for n, by in self.layers.items()}
-        several = {"dense": dict(self.dense), "left": dict(self.left), "notes": list(self.notes)}
-        return {**plain, **several, "layers": curves}
+        several = {name: dict(getattr(self, name)) for name in ("dense", "left", "engines")}
+        return {**plain, **several, "notes": list(self.notes), "layers": curves}
 
 
 def network_cost(

@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
+import copy
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from secateur.core.errors import UsageError, nearest
-from secateur.core.names import owners
+from secateur.core.names import owners, unwrap
 from secateur.core.prunable import coverage
 from secateur.core.task import call, frozen
 from secateur.engine import racing
 from secateur.engine.machine import torch_threads
+from secateur.engine.planning.clocks import QUARTILE, clocked, steady
 from secateur.engine.planning.costs import NetworkCost
 from secateur.engine.planning.curves import Curve
+from secateur.engine.planning.table import CostTable
+from secateur.runtime.paths import cpu_name
 
-__all__ = ["ENGINES", "LayerClock", "forecast"]
+__all__ = ["ENGINES", "LayerClock", "as_it_is", "forecast", "known_times", "places"]
 
 ENGINES = ("secateur", "torch", "onnxruntime")
 ROUNDS, WARMUP = 15, 3
+SECONDS, MOST = 0.3, 1000  # of the calls that a time is read off: about so long, at most so many
 
 
 def forecast(engine: str, model: nn.Module, example: Any, threads: int | None, patterns: Sequence[str]) -> NetworkCost:
@@ -53,9 +60,60 @@ def forecast(engine: str, model: nn.Module, example: Any, threads: int | None, p
     curves = {name: {pattern: Curve((0.0, 1.0), (ms, ms)) for pattern in patterns} for name, ms in dense.items()}
     fixed = max(0.0, whole - sum(dense.values()))
     batch = len(_tuple(example)[0])
-    count = threads or torch.get_num_threads()
+    count = _count(threads)
     note = f"{engine} takes as long for zeros as for other numbers: only smaller layers make it faster"
     return NetworkCost(curves, dense, fixed, 0.0, engine, device, count, batch, left, 1.0, (note,))
+
+
+def places(engine: str, threads: int | None) -> dict[str, tuple[str, torch.device]]:
+    """Where an engine runs here: a label, the name under which the table keeps its times, and the device.
+
+    Args:
+        engine: ``torch``, which also runs on a CUDA device where there is one, or ``onnxruntime``.
+        threads: On the CPU.
+    """
+    try:
+        label = f"{engine} {version(engine)}"
+    except PackageNotFoundError:
+        return {}
+    cpu = f"{label} | {cpu_name()} | {_count(threads)} threads"
+    found = {label: (cpu, torch.device("cpu"))}
+    if engine == "torch" and torch.cuda.is_available():
+        card = torch.cuda.get_device_name()
+        found[f"{label} on {card}"] = (f"{label} | {card}", torch.device("cuda"))
+    return found
+
+
+def known_times(table: CostTable, network: str, threads: int) -> dict[str, float]:
+    """Milliseconds of a network as it is in the engines that were measured here: label to time.
+
+    Args:
+        table: Of costs.
+        network: Its name there.
+        threads: On the CPU.
+    """
+    if not table.engines:
+        return {}
+    here = {label: name for engine in ENGINES[1:] for label, (name, _) in places(engine, threads).items()}
+    return {label: table.engines[n][network] for label, n in here.items() if network in table.engines.get(n, {})}
+
+
+def as_it_is(engine: str, model: nn.Module, example: Any, threads: int | None, device: torch.device) -> float:
+    """Milliseconds of a call of a network on a device; a copy is moved there, and the clock waits for its work.
+
+    Args:
+        engine: ``torch`` or ``onnxruntime``.
+        model: The network, left as it is.
+        example: One batch.
+        threads: On the CPU.
+        device: Where.
+    """
+    if engine == "onnxruntime":
+        return _onnxruntime(model, example, threads)
+    there = model if next(model.parameters()).device == device else copy.deepcopy(unwrap(model)).to(device)
+    given = _moved(example, device)
+    with frozen(there), torch.inference_mode(), torch_threads(_count(threads)):
+        return _call_ms(lambda: call(there, given), threads, device)
 
 
 class LayerClock:
@@ -129,30 +187,49 @@ def _torch(
 ) -> tuple[float, dict[str, float], str]:
     device = next(model.parameters()).device
     given = _moved(example, device)
+    whole = as_it_is("torch", model, example, threads, device)
     clock = LayerClock(model, tensors, device)
     try:
-        with frozen(model), torch.inference_mode(), torch_threads(threads or torch.get_num_threads()):
+        with frozen(model), torch.inference_mode(), torch_threads(_count(threads)):
             rounds = [clock.round(lambda: call(model, given)) for _ in range(WARMUP + ROUNDS)][WARMUP:]
     finally:
         clock.close()
     layers = {name: statistics.median(found.get(name, 0.0) for _, found in rounds) for name in clock.names}
-    whole = statistics.median(ms for ms, _ in rounds)
+    slowed = max(1.0, statistics.median(ms for ms, _ in rounds) / whole)  # the clock in each layer takes time too
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
-    return whole, {name: ms for name, ms in layers.items() if ms > 0}, name
+    return whole, {name: ms / slowed for name, ms in layers.items() if ms > 0}, name
 
 
 def _onnxruntime(model: nn.Module, example: Any, threads: int | None) -> float:
-    inputs = _tuple(_moved(example, torch.device("cpu")))
-    with tempfile.TemporaryDirectory(prefix="secateur-") as folder:
+    cpu = torch.device("cpu")
+    inputs = _tuple(_moved(example, cpu))
+    there = model if next(model.parameters()).device == cpu else copy.deepcopy(unwrap(model)).cpu()
+    with tempfile.TemporaryDirectory(prefix="secateur-") as folder, frozen(there):
         path = Path(folder) / "net.onnx"
-        racing.to_onnx(model, inputs, path)
-        run = racing.onnxruntime(path, inputs, threads or torch.get_num_threads())
-        times = []
-        for _ in range(WARMUP + ROUNDS):
-            began = time.perf_counter()
-            run()
-            times.append((time.perf_counter() - began) * 1e3)
-    return statistics.median(times[WARMUP:])
+        racing.to_onnx(there, inputs, path)
+        return _call_ms(racing.onnxruntime(path, inputs, _count(threads)), threads, cpu)
+
+
+def _call_ms(act: Callable[[], object], threads: int | None, device: torch.device) -> float:
+    """Lower quartile of the calls that nothing disturbed, as the compiled core's times are."""
+
+    def whole() -> None:
+        act()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    for _ in range(WARMUP):
+        whole()
+    count = _count(threads) if device.type == "cpu" else 2  # of one thread the processor's time may be taken instead
+    calls: list[tuple[float, bool]] = []
+    began = time.perf_counter()
+    while len(calls) < ROUNDS or time.perf_counter() - began < SECONDS and len(calls) < MOST:
+        calls.append(clocked(whole, count))
+    return float(np.percentile(steady(calls), QUARTILE))
+
+
+def _count(threads: int | None) -> int:
+    return threads or torch.get_num_threads()
 
 
 def _moved(example: Any, device: torch.device) -> Any:

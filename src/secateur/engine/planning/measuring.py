@@ -6,19 +6,20 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from os import PathLike
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
 from secateur.core.errors import SecateurError
 from secateur.core.patterns import Block, Pattern, parse_pattern
-from secateur.core.streams import stream
+from secateur.engine.planning.checking import ENOUGH, FLOOR, checked, network_key, stated
 from secateur.engine.planning.clocks import LEAST_ROUNDS, Timing, in_turn
 from secateur.engine.planning.costs import NetworkCost
 from secateur.engine.planning.curves import Curve
+from secateur.engine.planning.engines import known_times
 from secateur.engine.planning.operators import Layer
 from secateur.engine.planning.shapes import Known, held_out
 from secateur.engine.planning.table import CostTable, Machine, Point
@@ -33,12 +34,14 @@ LADDER = (0.7, 0.5, 0.3, 0.18, 0.1, 0.05, 0.02, 0.007)
 BLOCK_LADDER = (0.7, 0.4, 0.2, 0.1, 0.04, 0.01)
 UNKNOWN = 1.0  # the error stated where no forecast was ever held against the clock
 AS_IS = "as it is"
+UNSAVED = "what was measured is not remembered"
 ANCHORS = (0.3, 0.1, 0.03)
 FEWER_ANCHORS = (0.3, 0.05)  # of large networks, all of whose layers are known
 LARGE = 10_000_000  # weights
 ANCHOR_ROUNDS = 3
-CHECKS = 3
 MEASURING, ANCHORING = 20.0, 2.5  # seconds of the clock for one network, at most about
+CHECKS, MOST_CHECKS, CHECKING = 3, 20, 1 / 8  # of what was measured now: at least, at most, share of the seconds
+MORE_CHECKS, MORE_CHECKING = 3, 0.3  # on a later occasion: at most, seconds
 DENSE_ABOVE = 0.95  # share of weights that are not zero
 TOGETHER = 4 << 30  # bytes of packed weights that are open at a time
 
@@ -63,6 +66,7 @@ def forecast(
     say: Callable[[str], None] = lambda text: None,
     stop: Callable[[], bool] = lambda: False,
     captured: Captured | None = None,
+    again: bool = False,
 ) -> NetworkCost:
     """The cost of a network on the compiled core.
 
@@ -77,28 +81,35 @@ def forecast(
         say: Told what is being done.
         stop: Asked now and then whether to end with what is measured.
         captured: As for `network_cost`.
+        again: Measure what is known anew; it is replaced when all is done.
     """
     table = CostTable.open(cache)
     variants = Variants(model, example, threads, captured)
     try:
         machine = Machine.here(variants.isa, variants.threads)
-        missing = missing_rungs(table, machine, variants.layers, patterns)
+        missing = missing_rungs(CostTable(table.path) if again else table, machine, variants.layers, patterns)
         weights = sum(math.prod(layer.shape) for layer in variants.layers.values())
         anchors = FEWER_ANCHORS if weights >= LARGE and not missing else ANCHORS
         choices: dict[str, Choice] = {f"anchor {d:g}": _uniform(variants, patterns, d) for d in anchors}
-        if measure and missing:
+        new = bool(measure and missing)
+        if new:
             plans = _versions(variants, missing)
             say(f"{sum(map(len, missing.values()))} figures to measure, in {len(plans)} versions of the network")
-            choices |= plans | _checks(variants, patterns)
-        timings, job = _timed(variants, choices, seconds if len(choices) > len(ANCHORS) else ANCHORING, say, stop)
-        _remember(table, machine, variants, choices, timings, job)
+            choices |= plans
+        timings, job = _timed(variants, choices, seconds if new else min(seconds, ANCHORING), say, stop)
+        count = _remember(table, machine, variants, choices, timings, job)
+        network = network_key(model, example)
         cost = _cost(variants, table, machine, patterns, choices, timings, job)
-        for label in choices:
-            if label.startswith("check") and label in timings:
-                table.check(machine, cost.total(choices[label]), timings[label].ms())
-        with contextlib.suppress(SecateurError):  # a folder that cannot be written: nothing is remembered
-            table.save()
-        return _with_error(cost, table, machine)
+        cost = replace(cost, network=network, measured=count)
+        if again and not stop():
+            table.outdate(machine, network)
+        have = len(table.checks.get(str(machine), {}).get(network, []))
+        more = 0 if weights >= LARGE or not measure else min(MORE_CHECKS, ENOUGH - have)
+        many = (CHECKS, MOST_CHECKS, CHECKING * seconds) if new else (1, more, MORE_CHECKING)
+        for told, measured in checked(variants, cost, have, *many, stop):
+            table.check(machine, network, told, measured)
+        cost = replace(cost, engines=known_times(table, network, variants.threads))
+        return _told(cost, table, machine, _saved(table))
     finally:
         variants.close()
 
@@ -162,23 +173,6 @@ def _versions(variants: Variants, missing: Mapping[str, list[Rung]]) -> dict[str
     return choices
 
 
-def _checks(variants: Variants, patterns: Sequence[str]) -> dict[str, Choice]:
-    """Plans at densities that are on no ladder, to hold the forecast against."""
-    found: dict[str, Choice] = {}
-    for number in range(CHECKS):
-        generator = stream(0, "check", number)
-        chosen: dict[str, Rung] = {}
-        for name, layer in variants.layers.items():
-            which, place = torch.rand(2, generator=generator, dtype=torch.float64).tolist()
-            fitting = [p for p in patterns if _fits(p, layer.shape)]
-            if fitting:
-                pattern = fitting[int(which * len(fitting))]
-                fixed = ladder(pattern)
-                chosen[name] = (pattern, fixed[0] if len(fixed) == 1 else math.exp(place * math.log(0.007)))
-        found[f"check {number}"] = chosen
-    return found
-
-
 def _timed(
     variants: Variants,
     choices: Mapping[str, Choice],
@@ -201,7 +195,7 @@ def _timed(
                 opened[label] = session
             part = max(min(seconds, ANCHORING), seconds * len(opened) / (len(choices) + 1))
             began = time.perf_counter()
-            least = LEAST_ROUNDS if len(choices) > len(ANCHORS) else ANCHOR_ROUNDS
+            least = LEAST_ROUNDS if any(label.startswith("version") for label in choices) else ANCHOR_ROUNDS
             found, job = in_turn(opened, variants.arrays, variants.sharing, AS_IS, part, stop, least)
             say(f"{len(opened)} versions timed in {time.perf_counter() - began:.1f} s")
         first = timings.get(AS_IS)
@@ -214,8 +208,8 @@ def _timed(
 def _remember(
     table: CostTable, machine: Machine, variants: Variants, choices: Mapping[str, Choice],
     timings: Mapping[str, Timing], job: float,
-) -> None:  # fmt: skip
-    """Put the figures of all versions into the table: the median over layers of one kind."""
+) -> int:  # fmt: skip
+    """Put the figures of all versions into the table: the median over layers of one kind; how many those are."""
     seen: dict[tuple[str, str, float], list[tuple[Layer, float]]] = {}
     for label, chosen in choices.items():
         for name, (pattern, density) in chosen.items() if label.startswith("version") and label in timings else ():
@@ -226,6 +220,7 @@ def _remember(
         share = 1.0 if pattern == DENSE else _share(parse_pattern(pattern), layer.shape, density)
         ms = max(float(np.median([ms for _, ms in found])), 1e-6)
         table.add(machine, key, pattern, _word(density), Point(share, ms, job, layer.features))
+    return len(seen)
 
 
 def _share(pattern: Pattern, shape: tuple[int, ...], density: float) -> float:
@@ -267,7 +262,7 @@ def _cost(
     spread = max(0.0, now.ms() - fixed) / max(sum(now.layer(name) for name in dense), 1e-12)
     return NetworkCost(
         scaled, {name: spread * now.layer(name) for name in dense}, fixed, 1.0, "secateur", variants.isa,
-        variants.threads, variants.batch, left, factor, _notes(table, scaled),
+        variants.threads, variants.batch, left, factor,
     )  # fmt: skip
 
 
@@ -282,22 +277,31 @@ def _line(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
     return slope, height
 
 
-def _notes(table: CostTable, curves: Mapping[str, Mapping[str, Curve]]) -> tuple[str, ...]:
-    guessed = [name for name, by in curves.items() if any(c.source != "measured" for c in by.values())]
+def _saved(table: CostTable) -> list[str]:
+    """Write the table; a folder that cannot be written is told, for all is measured anew next time."""
+    try:
+        table.save()
+    except SecateurError as error:
+        return [f"{UNSAVED}: {error}"]
+    return []
+
+
+def _told(cost: NetworkCost, table: CostTable, machine: Machine, unsaved: Sequence[str]) -> NetworkCost:
+    """The forecast with its error, that of shapes held out for the layers not measured; and what is to be known."""
+    guessed = [name for name, by in cost.layers.items() if any(c.source != "measured" for c in by.values())]
+    share = sum(cost.dense[name] for name in guessed) / max(sum(cost.dense.values()), 1e-12)
+    plans = stated(table, machine, cost.network, cost.now)
+    shapes = held_out(table, machine).error if share or math.isnan(plans) else 0.0
+    if math.isnan(plans):
+        error = UNKNOWN if math.isnan(shapes) else max(FLOOR, shapes)
+    else:
+        error = plans if math.isnan(shapes) else max(plans, share * shapes)
     notes = [table.note] if table.note else []
     if guessed:
-        notes.append(f"{len(guessed)} of {len(curves)} layers were not measured; their curves are those of like shapes")
-    return tuple(notes)
-
-
-def _with_error(cost: NetworkCost, table: CostTable, machine: Machine) -> NetworkCost:
-    """The forecast with its error: that of plans held out, and of shapes held out for the layers not measured."""
-    pairs = table.checks.get(str(machine), [])
-    plans = float(np.percentile([abs(a / b - 1) for a, b in pairs], 90)) if pairs else math.nan
-    guessed = sum(
-        cost.dense[name] for name, by in cost.layers.items() if any(c.source != "measured" for c in by.values())
-    )
-    share = guessed / max(sum(cost.dense.values()), 1e-12)
-    shapes = held_out(table, machine).error if share or not pairs else 0.0
-    told = [error for error in (plans, share * shapes if pairs else shapes) if not math.isnan(error)]
-    return NetworkCost(**{**vars(cost), "error": max(told, default=UNKNOWN)})
+        notes.append(
+            f"{len(guessed)} of {len(cost.layers)} layers were not measured; their curves are those of like shapes"
+        )
+    if cost.engines:
+        times = ", ".join(f"{ms:.4g} ms in {name}" for name, ms in cost.engines.items())
+        notes.append(f"as it is, a call takes {cost.now:.4g} ms in secateur, {times}")
+    return replace(cost, error=error, notes=(*notes, *unsaved))

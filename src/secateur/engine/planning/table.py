@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -20,7 +21,9 @@ from secateur.runtime.paths import cpu_name
 
 __all__ = ["FORMAT", "CostTable", "Machine", "Point", "core_version", "table_path"]
 
-FORMAT = "secateur-costs 1"
+FORMAT = "secateur-costs 2"
+BEFORE = "secateur-costs 1"  # its layers count; its checks do not, for they were timed together with the layers
+KEPT = 100  # checks of one network, the newest
 LARGEST_FILE = 64 << 20  # bytes; a table of ten thousand layers takes about 20 MB
 
 
@@ -75,16 +78,20 @@ class CostTable:
     Attributes:
         path: The file.
         points: Machine to layer to pattern to rung to point.
-        checks: Machine to pairs of milliseconds: forecast and measured, of plans that no curve was fitted to.
+        checks: Machine to network to pairs of milliseconds: forecast and measured, of plans that were opened anew.
+        engines: Another engine, with its version, machine and threads, to network to milliseconds as it is.
         note: Why a file that exists was not used; empty when it was.
     """
 
     path: Path
     points: dict[str, dict[str, dict[str, dict[str, Point]]]] = field(default_factory=dict)
-    checks: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+    checks: dict[str, dict[str, list[tuple[float, float]]]] = field(default_factory=dict)
+    engines: dict[str, dict[str, float]] = field(default_factory=dict)
     note: str = ""
     _new: list[tuple[str, str, str, str, Point]] = field(default_factory=list)
-    _new_checks: list[tuple[str, float, float]] = field(default_factory=list)
+    _new_checks: list[tuple[str, str, float, float]] = field(default_factory=list)
+    _new_engines: list[tuple[str, str, float]] = field(default_factory=list)
+    _outdated: set[tuple[str, str]] = field(default_factory=set)
 
     @classmethod
     def open(cls, cache: str | PathLike[str] | None = None) -> CostTable:
@@ -107,57 +114,72 @@ class CostTable:
             self._put(str(machine), key, pattern, rung, point)
             self._new.append((str(machine), key, pattern, rung, point))
 
-    def check(self, machine: Machine, forecast: float, measured: float) -> None:
-        """Remember a forecast and what the clock said; `save` writes it."""
-        self.checks.setdefault(str(machine), []).append((forecast, measured))
-        self._new_checks.append((str(machine), forecast, measured))
+    def check(self, machine: Machine, network: str, forecast: float, measured: float) -> None:
+        """Remember a forecast of a network's plan and what the clock said; `save` writes it."""
+        if _pair(forecast, measured):
+            self.checks.setdefault(str(machine), {}).setdefault(network, []).append((forecast, measured))
+            self._new_checks.append((str(machine), network, forecast, measured))
+
+    def outdate(self, machine: Machine, network: str) -> None:
+        """Checks of a network no longer count, since its layers were measured anew; `save` writes that."""
+        self.checks.get(str(machine), {}).pop(network, None)
+        self._new_checks = [entry for entry in self._new_checks if entry[:2] != (str(machine), network)]
+        self._outdated.add((str(machine), network))
+
+    def engine(self, name: str, network: str, ms: float) -> None:
+        """Remember what another engine takes for a network as it is; `save` writes it."""
+        if _pair(ms, ms):
+            self.engines.setdefault(name, {})[network] = ms
+            self._new_engines.append((name, network, ms))
 
     def save(self) -> None:
         """Add what is new to the file, whole or not at all; what other processes added meanwhile stays.
 
+        A file that is no table, or one of another version, is moved aside first.
+
         Raises:
             FileError: when the folder cannot be written; the file is as it was.
         """
-        if not (self._new or self._new_checks):
+        if not (self._new or self._new_checks or self._new_engines or self._outdated):
             return
         with _locked(self.path):
             fresh = CostTable.open(self.path.parent)
             for entry in self._new:
                 fresh._put(*entry)
-            for name, forecast, measured in self._new_checks:
-                kept = fresh.checks.setdefault(name, [])
+            for machine, network in self._outdated:
+                fresh.checks.get(machine, {}).pop(network, None)
+            for machine, network, forecast, measured in self._new_checks:
+                kept = fresh.checks.setdefault(machine, {}).setdefault(network, [])
                 kept.append((forecast, measured))
-                del kept[:-200]
+                del kept[:-KEPT]
+            for name, network, ms in self._new_engines:
+                fresh.engines.setdefault(name, {})[network] = ms
+            if fresh.note:
+                os.replace(self.path, _aside(self.path))
             fresh._write()
-        self.points, self.checks = fresh.points, fresh.checks
-        self._new.clear()
-        self._new_checks.clear()
-
-    def forget(self, machine: Machine) -> None:
-        """Drop everything that was measured under a machine's name, in the file too."""
-        with _locked(self.path):
-            fresh = CostTable.open(self.path.parent)
-            fresh.points.pop(str(machine), None)
-            fresh.checks.pop(str(machine), None)
-            fresh._write()
-        self.points, self.checks = fresh.points, fresh.checks
+        self.points, self.checks, self.engines = fresh.points, fresh.checks, fresh.engines
+        for done in (self._new, self._new_checks, self._new_engines, self._outdated):
+            done.clear()
 
     def _put(self, machine: str, key: str, pattern: str, rung: str, point: Point) -> None:
         self.points.setdefault(machine, {}).setdefault(key, {}).setdefault(pattern, {})[rung] = point
 
     def _read(self) -> None:
-        if not self.path.exists():
-            return
         try:
+            if not self.path.exists():
+                return
             if self.path.stat().st_size > LARGEST_FILE:
                 raise ValueError(f"it has more than {LARGEST_FILE >> 20} MiB")
             self._fill(json.loads(self.path.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            self.points, self.checks = {}, {}
-            self.note = f"{self.path} is not a table of costs ({error}); it is not used, and the next save replaces it"
+            self.points, self.checks, self.engines = {}, {}, {}
+            self.note = (
+                f"{self.path} is not a table of costs ({error}); it is not used, and what is measured next moves it "
+                f"to {_aside(self.path).name}"
+            )
 
     def _fill(self, found: Any) -> None:
-        if found["format"] != FORMAT:
+        if found["format"] not in (FORMAT, BEFORE):
             raise ValueError(f"its format is {str(found['format'])[:40]!r}, this version writes {FORMAT!r}")
         for machine, entry in found["machines"].items():
             for key, by_pattern in entry["points"].items():
@@ -167,11 +189,15 @@ class CostTable:
                         if not point.sound:
                             raise ValueError(f"a point of {key[:60]!r} is {point}")
                         self._put(machine, key, pattern, rung, point)
-            pairs = [(float(a), float(b)) for a, b in entry["checks"]]
-            if not all(math.isfinite(a) and math.isfinite(b) and b > 0 for a, b in pairs):
-                raise ValueError("a check is no pair of milliseconds")
-            if pairs:
-                self.checks[machine] = pairs
+            for network, given in entry["checks"].items() if found["format"] == FORMAT else ():
+                pairs = [(float(a), float(b)) for a, b in given]
+                if not all(_pair(*pair) for pair in pairs):
+                    raise ValueError("a check is no pair of milliseconds")
+                self.checks.setdefault(machine, {})[network] = pairs
+        for name, networks in found["engines"].items() if found["format"] == FORMAT else ():
+            self.engines[name] = {network: float(ms) for network, ms in networks.items()}
+            if not all(_pair(ms, ms) for ms in self.engines[name].values()):
+                raise ValueError(f"a time of {name[:60]!r} is no number of milliseconds")
 
     def _write(self) -> None:
         write_bytes(self.path, json.dumps(self._table(), separators=(",", ":"), allow_nan=False).encode())
@@ -190,7 +216,8 @@ class CostTable:
         }
         return {
             "format": FORMAT,
-            "machines": {name: {"points": points[name], "checks": self.checks.get(name, [])} for name in names},
+            "machines": {name: {"points": points[name], "checks": self.checks.get(name, {})} for name in names},
+            "engines": self.engines,
         }
 
 
@@ -205,6 +232,17 @@ def core_version() -> str:
         return ""
     with open(_native.library_path(), "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:12]
+
+
+def _pair(forecast: float, measured: float) -> bool:
+    """Whether two numbers are milliseconds."""
+    return math.isfinite(forecast) and math.isfinite(measured) and min(forecast, measured) > 0
+
+
+def _aside(path: Path) -> Path:
+    """The first name beside a file that is not taken."""
+    names = (path.with_name(f"{path.name}.aside{f'-{n}' if n > 1 else ''}") for n in itertools.count(1))
+    return next(name for name in names if not os.path.lexists(name))
 
 
 @contextlib.contextmanager
