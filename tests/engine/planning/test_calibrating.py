@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from tests.engine.planning.plan_kit import cost_of_kit, how, task_of
 
 from secateur import _native
 from secateur.cli.main import main
@@ -22,6 +23,7 @@ from secateur.engine.planning.costs import NetworkCost, random_plans
 from secateur.engine.planning.energy import joules, why_no_energy
 from secateur.engine.planning.engines import places
 from secateur.engine.planning.operators import Layer, find_layers, milliseconds
+from secateur.engine.planning.planner import plan_network
 from secateur.engine.planning.shapes import Known, held_out
 from secateur.engine.planning.table import CostTable, Machine, Point
 from secateur.engine.planning.variants import DENSE, Variants, draw, kept_units
@@ -288,6 +290,17 @@ def test_forecasts_that_were_tried_are_remembered(tmp_path):
     assert CostTable.open(tmp_path).checks == {str(Machine.here("avx2", 2)): {"mine": [(1.0, 1.1), (3.0, 2.0)]}}
     (tmp_path / "file").write_text("in the way")
     remember(made, [(1.0, 1.1)], tmp_path / "file")
+
+
+@needs_core
+def test_what_a_plan_measured_is_held_against_its_forecast(tmp_path, monkeypatch):
+    monkeypatch.setenv("SECATEUR_CACHE", str(tmp_path))
+    options = how(cost=replace(cost_of_kit(), network="kit"), measure=True)
+
+    made = plan_network(task_of(), "ms 1000", options)
+
+    pairs = CostTable.open().checks[str(Machine.here("", 1))]["kit"]
+    assert pairs[-1] == (pytest.approx(made.figures["ms"].forecast, abs=1e-9), made.figures["ms"].measured)
 
 
 def test_a_network_is_known_by_its_structure_and_batch():

@@ -17,6 +17,7 @@ from secateur.core.prunable import check_finite, coverage
 from secateur.core.task import Task, to
 from secateur.engine.compensating import plan_layers
 from secateur.engine.planning.carrying import Kept, masks_of, scored, solve_choice
+from secateur.engine.planning.checking import remember
 from secateur.engine.planning.choosing import NANO, Choice, Market, Seller, ladder
 from secateur.engine.planning.costs import NetworkCost, network_cost
 from secateur.engine.planning.options import Planning
@@ -75,6 +76,7 @@ class Planner:
         self.notes: list[str] = []
         self._last: tuple[Kept, Masks] = {}, Masks({})
         self.sizes: list[tuple[Choice, int]] = []
+        self.clocked: list[tuple[float, float]] = []  # milliseconds as forecast and as measured
         self.cost = self._cost()
         self.judge = self._judge()
         self.loss = self.judge.mean_loss()
@@ -110,7 +112,11 @@ class Planner:
         with self.trying() as trial:
             self.trial = trial
             self._keep_pace()
-            choice, measured = reach(self)
+            try:
+                choice, measured = reach(self)
+            finally:
+                if self.cost is not None:
+                    remember(self.cost, self.clocked)
             return told(self, choice, measured)
 
     def _keep_pace(self) -> None:
@@ -243,6 +249,7 @@ class Planner:
                 return float(self.trial.bytes(masks))
             got = self.trial.share(masks, again) * self.ms_now if self.aim.relative else self.trial.ms(masks)
             self.sizes.append((choice, self.trial.size))
+            self.clocked.append((self.figure(choice), got))
             return got
         self.carry(choice)
         return self.trial.loss() - self.loss if quantity == "loss" else self.accuracy - self.trial.accuracy()
