@@ -63,8 +63,9 @@ def test_a_class_of_the_user_is_named_again(call, dense, tmp_path, monkeypatch):
     (tmp_path / "own_plan_methods.py").write_text(OWN)
     path = tmp_path / "plan.json"
     words = ["--to", "params 50%", "--criterion", "own_plan_methods:Mine", "--no-measure", "--threads", "1"]
-    code, _, err = call("plan", dense, *words, "-o", path)
+    code, out, err = call("plan", dense, *words, "-o", path)
     assert code == 0, err
+    assert out.rstrip().endswith(f"--plan {path} --criterion own_plan_methods:Mine")
     del sys.modules["own_plan_methods"]
 
     code, _, err = call("prune", dense, "--plan", path, "-o", tmp_path / "out")

@@ -113,5 +113,12 @@ def _make(request: argparse.Namespace, table: dict[str, Any], aim: Any, words: t
         return 0
     print(made)
     if written:
-        print(f"\nplan {request.out}; carry it out: secateur prune {request.start} --plan {request.out}")
+        command = f"secateur prune {request.start} --plan {request.out}{_own(request)}"
+        print(f"\nplan {request.out}; carry it out: {command}")
     return 0
+
+
+def _own(request: argparse.Namespace) -> str:
+    """Classes of the user's own, which are to be named again: a plan file alone imports nothing."""
+    given = {name: str(getattr(request, name) or "") for name in ("criterion", "solver")}
+    return "".join(f" --{name} {value}" for name, value in given.items() if ":" in value)
