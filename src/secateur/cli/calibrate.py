@@ -74,7 +74,7 @@ def _status(request: argparse.Namespace) -> int:
         print(f"  {row['machine']}\n    {row['layers']} layers, {row['figures']} figures, "
               f"{', '.join(row['patterns'])}{error}")  # fmt: skip
     for name, count in found["engines"].items():
-        print(f"  {name}\n    {count} networks as they are")
+        print(f"  {name}\n    {count} network{'s' if count > 1 else ''} timed")
     if found["note"]:
         print(f"note: {found['note']}")
     return 0
