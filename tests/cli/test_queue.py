@@ -1,6 +1,10 @@
 """``secateur run --queue`` from the command line: what it says, its exit codes, and what it refuses."""
 
 import json
+import os
+import signal
+import threading
+import time
 
 import pytest
 
@@ -74,6 +78,35 @@ def test_two_recipes_share_their_first_step_and_the_table_says_so(call, recipe, 
     assert {p: p.stat().st_mtime_ns for p in queue.glob("store/*/*")} == before
     code, out, err = call("report", queue / "runs" / "most")
     assert code == 0, err
+
+
+def test_a_scheduler_that_ends_the_command_finds_it_gone_with_everything_kept(call, recipe, queue):
+    """SIGTERM in the middle of a training: 130, its state saved, its lease given back."""
+    path = recipe("a")
+    path.write_text(path.read_text().replace("epochs = 1", "epochs = 100000"))
+    heard = []  # here when the command itself does not listen
+    before = signal.signal(signal.SIGTERM, lambda *_: heard.append("nobody minds"))
+
+    def end():
+        deadline = time.monotonic() + 200
+        while not list(queue.glob("work/*/*/metrics.jsonl")) and time.monotonic() < deadline:
+            time.sleep(0.005)
+        os.kill(os.getpid(), signal.SIGTERM)
+        if heard:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    scheduler = threading.Thread(target=end)
+    scheduler.start()
+    try:
+        code, _, err = call("run", path, "--queue", queue)
+    finally:
+        scheduler.join()
+        signal.signal(signal.SIGTERM, before)
+
+    assert code == 130 and "run the same command again" in err
+    assert not heard
+    assert len(list(queue.glob("work/*/1-train-*/state.pt"))) == 1
+    assert [path.stat().st_mtime for path in queue.glob("leases/1-*")] == [0.0]
 
 
 def test_a_failed_stage_ends_with_2_names_itself_and_is_tried_again_when_asked(call, recipe, queue):
