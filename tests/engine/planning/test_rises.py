@@ -190,6 +190,38 @@ def test_padding_does_not_count():
     assert u[0, 1].abs().max() == u[0, 3].abs().max() == 0 < u[0, 0].abs().max()
 
 
+def unlabelled(**options):
+    """Twelve examples; one batch of them is without a single target, and so are two more."""
+    net = seeded(lambda: nn.Sequential(nn.Linear(8, 12), nn.Tanh(), nn.Linear(12, 3)))
+    x, y = tensor(12, 8), torch.arange(12) % 3
+    y[[1, 2, 3, 5, 11]] = options.get("ignored", -100)
+    return net, x, y
+
+
+@pytest.mark.parametrize("loss", [CrossEntropy(), CrossEntropy(ignore=7), nn.CrossEntropyLoss(ignore_index=7)])
+def test_examples_without_a_target_are_left_out(loss):
+    """The losses are those of the others alone, and the forecast is made of finite numbers."""
+    ignored = loss.ignore if isinstance(loss, CrossEntropy) else loss.ignore_index
+    net, x, y = unlabelled(ignored=ignored)
+    task, kept = Task(net, loss, list(zip(x.split(4), y.split(4), strict=True))), y != ignored
+    losses = Losses(task)
+
+    torch.testing.assert_close(losses.before, F.cross_entropy(net(x[kept]), y[kept], reduction="none").detach())
+    made = loss_rises(task, ["0.weight", "2.weight"], ["unstructured"])
+    assert made.examples[1] == int(kept.sum())
+    assert all(math.isfinite(probe.rise) for probe in made.probes)
+    assert all(map(math.isfinite, itertools.chain(*(by["unstructured"] for by in made.layers.values()))))
+
+
+def test_losses_that_are_no_numbers_are_refused():
+    net, x, y = unlabelled()
+    with pytest.raises(ModelError, match="no target of the examples"):
+        Losses(Task(net, CrossEntropy(), [(x, torch.full_like(y, -100))]))
+    x[4] = math.inf
+    with pytest.raises(ModelError, match="1 of 7 examples"):
+        Losses(Task(net, CrossEntropy(), [(x, y)]))
+
+
 @pytest.mark.parametrize("pattern", PATTERNS)
 @pytest.mark.parametrize("shape", [(8, 12), (8, 4, 3, 3)])
 def test_columns_are_the_pattern_s_own_zeros(pattern, shape):

@@ -9,7 +9,7 @@ from functools import cached_property, partial
 import torch
 
 from secateur.core.budget import keep_for
-from secateur.core.errors import SecateurError
+from secateur.core.errors import ModelError, SecateurError
 from secateur.core.masks import Masks
 from secateur.core.names import Named, unwrap
 from secateur.core.patterns import parse_pattern
@@ -80,6 +80,11 @@ class Planner:
         self.cost = self._cost()
         self.judge = self._judge()
         self.loss = self.judge.mean_loss()
+        if not math.isfinite(self.loss):
+            raise ModelError(
+                f"the loss of the network is {self.loss} before anything is pruned, so there is nothing to plan by; "
+                "look for batches without a target that counts, and at the network with `secateur doctor`."
+            )
 
     @property
     def quantity(self) -> Quantity:
@@ -122,7 +127,7 @@ class Planner:
     def _keep_pace(self) -> None:
         """Bring the forecast to the pace of the moment: a share of the time now is asked for, and told beside it."""
         if self.aim.quantity == "ms" and self.aim.relative and self.how.measure and self.cost is not None:
-            self.cost = self.cost.times(self.ms_now / self.cost.now)
+            self.cost = self.cost.times(self.ms_now / self.cost.now) if self.cost.now > 0 else self.cost
 
     def trying(self) -> Trial:
         """A copy to prune; its loss is that of the examples that count."""

@@ -18,9 +18,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from secateur.core.errors import ModelError
 from secateur.core.names import Named
 from secateur.core.task import Task, call, frozen
 from secateur.engine.planning.pieces import part
+from secateur.engine.planning.roots import counted
 
 FACTORS = (math.log(1.3), 1.0)
 """Mean and standard deviation of the logarithm of the factor, before."""
@@ -157,13 +159,27 @@ class Losses:
     """The losses of some examples, before and under a choice.
 
     Args:
-        task: network, loss and the examples to measure on.
+        task: network, loss and the examples to measure on. Those that have no target that counts are left out.
+
+    Raises:
+        ModelError: when the loss of another example is not a finite number, or no target counts.
     """
 
     def __init__(self, task: Task) -> None:
-        self.task = task
+        self.task, self._counts = task, list[bool]()
+        with frozen(task.model):
+            for _, target, n in task.batches():
+                self._counts += [bool(counted(task.loss, part(target, n, i, i + 1)).any()) for i in range(n)]
         self.before = self._each({})
         self.examples = len(self.before)
+        if not self.examples:
+            raise ModelError("no target of the examples counts towards the loss; give examples with targets.")
+        wrong = int((~self.before.isfinite()).sum())
+        if wrong:
+            raise ModelError(
+                f"the loss of {wrong} of {self.examples} examples is not a finite number, so no rise of it can be "
+                "forecast; look at the network with `secateur doctor`, and at the targets."
+            )
 
     def probe(self, share: float, at: Named) -> Probe:
         """What the tensors ``at`` do to the loss. Cost: a forward pass over the examples."""
@@ -173,12 +189,16 @@ class Losses:
 
     @torch.no_grad()
     def _each(self, at: Named) -> Tensor:
-        found = []
+        found, counts = list[Tensor](), iter(self._counts)
         with frozen(self.task.model):
             for inputs, target, n in self.task.batches():
                 output = call(self.task.model, inputs, at)
-                found += [self.task.loss(part(output, n, i, i + 1), part(target, n, i, i + 1)) for i in range(n)]
-        return torch.stack(found).double().cpu()
+                found += [
+                    self.task.loss(part(output, n, i, i + 1), part(target, n, i, i + 1))
+                    for i in range(n)
+                    if next(counts)
+                ]
+        return torch.stack(found).double().cpu() if found else torch.zeros(0, dtype=torch.float64)
 
 
 def frontier(

@@ -63,7 +63,7 @@ def directions(
         random: for random ones.
     """
     few = isinstance(output, Tensor) and output.dim() == 2 and output.shape[1] <= draws
-    if few and _classes(loss, output, target) == 1:
+    if few and _classes(loss, output, target) == 1 and bool(counted(loss, target).all()):
         p = output.detach().double().softmax(1)
         units = torch.eye(output.shape[1], dtype=output.dtype, device=output.device)
         return Directions([unit.expand_as(output) for unit in units], p)
@@ -96,7 +96,7 @@ def root(loss: Callable[[Any, Any], Tensor], output: Any, target: Any, random: t
     output = output.detach()
     classes = _classes(loss, output, target)
     if classes is not None:
-        return _divergence(output, target, classes, random)
+        return _divergence(output, counted(loss, target), classes, random)
     return _general(loss, output, target, random)
 
 
@@ -110,13 +110,21 @@ def _classes(loss: Any, output: Tensor, target: Any) -> int | None:
     return 1 if plain else None
 
 
-def _divergence(output: Tensor, target: Tensor, classes: int, random: torch.Generator) -> Tensor:
+def counted(loss: Any, target: Any) -> Tensor:
+    """Which targets count towards a loss: for cross-entropy with class numbers all but those it ignores."""
+    if not isinstance(target, Tensor) or target.is_floating_point():
+        return torch.ones(1, dtype=torch.bool)
+    ignored = getattr(loss, "ignore", getattr(loss, "ignore_index", -100))
+    return target != ignored if isinstance(ignored, int) else torch.ones_like(target, dtype=torch.bool)
+
+
+def _divergence(output: Tensor, counts: Tensor, classes: int, random: torch.Generator) -> Tensor:
     """With ``ε`` random signs, ``√p ε - p (√p · ε)`` has the second moment ``diag(p) - p pᵀ``."""
     wide = torch.promote_types(output.dtype, torch.float32)
     p = output.to(wide).softmax(classes)
     signed = p.sqrt() * _signs(p.shape, random, p)
     u = signed - p * signed.sum(classes, keepdim=True)
-    counts = (target >= 0).to(wide)  # padding does not count
+    counts = counts.to(wide)
     share = (
         counts / counts.flatten(1).sum(1).clamp(min=1).reshape(-1, *[1] * (counts.dim() - 1)) if p.dim() > 2 else counts
     )
