@@ -99,7 +99,7 @@ class Planner:
         names = [name for name in self.prunable if name not in self.barred]
         return loss_rises(
             self.task, names, self.how.patterns, criterion=self.how.criterion, solver=self.how.solver,
-            examples=self.how.examples, seed=self.how.seed,
+            examples=self.how.examples, seed=self.how.seed, costs=self.macs,
         )  # fmt: skip
 
     @cached_property

@@ -141,6 +141,7 @@ def loss_rises(
     examples: int = 256,
     seed: int = 0,
     probes: int = 8,
+    costs: Mapping[str, int] | None = None,
 ) -> Rises:
     """Forecast what pruning does to the loss, for every layer, pattern and density; nothing is changed.
 
@@ -158,6 +159,7 @@ def loss_rises(
         examples: that shares are taken from, at most; fewer of a network whose forward pass is long.
         seed: of everything random.
         probes: whole choices to measure.
+        costs: multiply-adds of a weight for one example, by tensor (`secateur.probes.cost.weight_costs`), where known.
 
     Raises:
         UsageError: for no tensor, an unknown one, or densities that are none.
@@ -175,7 +177,8 @@ def loss_rises(
         raise UsageError(
             f"examples is {examples} and probes {probes}; at least one example and no fewer than 0 probes."
         )
-    count, draws, seen = _effort(task, weights, len(found) * len(rungs), examples, probes)
+    each = weight_costs(task) if costs is None else costs
+    count, draws, seen = _effort(task, each, weights, len(found) * len(rungs), examples, probes)
     part, rest = few(task, count), few(task, seen, count)
     apart = any(True for _ in rest.data)
     fitting = {n: [p for p in found if not p.why_not(tuple(w.shape))] for n, w in weights.items()}
@@ -227,10 +230,12 @@ def _scores(task: Task, weights: Named, criterion: Criterion | None) -> Named:
     return scores_of(criterion or Magnitude(), task, dense)
 
 
-def _effort(task: Task, weights: Named, options: int, examples: int, probes: int) -> tuple[int, int, int]:
+def _effort(
+    task: Task, costs: Mapping[str, int], weights: Named, options: int, examples: int, probes: int
+) -> tuple[int, int, int]:
     """Examples, backward passes for each, and examples to measure on: a short forward pass gives more of them."""
     own = task.params()
-    macs = max(1, sum(cost * own[name].numel() for name, cost in weight_costs(task).items()))
+    macs = max(1, sum(cost * own[name].numel() for name, cost in costs.items()))
     passes = WORK[0] / (macs + options * sum(w.numel() for w in weights.values()))
     draws = CLASSES if passes >= 32 * CLASSES else max(1, min(4, int(passes // 32)))
     count = min(examples, max(8, int(passes // draws)))
