@@ -36,7 +36,7 @@ DENSITIES = (0.85, 0.7, 0.55, 0.42, 0.32, 0.24, 0.17, 0.12, 0.08, 0.05, 0.03, 0.
 AIMS = (0.1, 0.4, 0.03, 0.2, 0.01, 0.06, 0.7, 0.004)
 """Rises of the loss that measured choices are aimed at, in turn."""
 
-WORK = (8e10, 4.5e11)
+WORK = (8e10, 2e11)
 """Multiply-adds that shares may take, counted as forward passes and backward passes alike, and all measured choices
 together (but for 8 examples each)."""
 
