@@ -171,9 +171,10 @@ def test_plans_of_other_networks_and_damaged_ones_are_refused(call, dense, plann
     broken = tmp_path / "broken.json"
     broken.write_text(planned.read_text()[:-40])
 
-    for path, said in ((other, "other weights"), (broken, "damaged"), (tmp_path / "none.json", "cannot read")):
+    for path, said in ((broken, "damaged"), (tmp_path / "none.json", "cannot read"), (other, "other weights")):
         code, out, err = call("prune", dense, "--plan", path, "-o", tmp_path / "out")
         assert code == 2 and said in err and "Traceback" not in err
+        assert path == other or not (tmp_path / "out").exists()  # what is no plan at all leaves no folder
     for words, said in ((["--to", "params 5%"], "to has no effect"), (["--epochs", "2"], "--epochs"),
                         (["--criterion", "snip"], "criterion has no effect")):  # fmt: skip
         code, out, err = call("prune", dense, "--plan", planned, *words, "-o", tmp_path / "out")

@@ -11,6 +11,7 @@ from secateur.core.errors import UsageError
 from secateur.core.patterns import NM, Pattern
 from secateur.engine.binding import value_of
 from secateur.engine.cutting import aim
+from secateur.engine.planning.plan_files import read_plan_file
 
 _OF_THE_RULE = ("criterion", "score", "allocation", "pattern", "schedule")
 
@@ -29,6 +30,8 @@ def run(request: argparse.Namespace) -> int:
         raise UsageError("--curvature has no effect without a solver; add `--solver exact_obs`, or leave it out.")
     if request.plan and request.epochs:
         raise UsageError("--plan prunes once, and --epochs step by step; leave one of the two out.")
+    if request.plan and ":" not in f"{request.criterion}{request.solver}":  # a class of the user is found by the step
+        read_plan_file(request.plan)  # a file that is no plan leaves no folder behind
     if request.to is not None:
         parse_target(request.to)
     given = {
