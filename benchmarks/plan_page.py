@@ -129,7 +129,7 @@ def planned(rows: Sequence[Row]) -> list[str]:
     """How long planning takes once the layers are in the table."""
     lines = [
         "| network | target | patterns | threads | seconds | of the processors | costs | rises | choosing | measuring "
-        "| in a new process, s | with nothing measured, s |",
+        "| in a new process, s | the first in its process, s |",
         "|" + "---|" * 12,
     ]
     for row in rows:
