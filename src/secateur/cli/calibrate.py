@@ -85,7 +85,8 @@ def _show(found: Calibration) -> None:
         print(f"{row['name']:<24} batch {row['batch']:<3} {row['layers']:>3} layers  {row['ms']:9.4f} ms as it is  "
               f"{row['measured']:>4} figures new  {row['seconds']:5.1f} s")  # fmt: skip
         for label, ms in row["engines"].items():
-            print(f"  {label:<43} {ms:9.4f} ms as it is  {ms / row['ms']:6.2f} times as long")
+            beside = f"  {ms / row['ms']:6.2f} times as long" if row["ms"] else ""
+            print(f"  {label:<43} {ms:9.4f} ms as it is{beside}")
     if found.error is not None and found.median is not None:
         print(f"shapes that are not measured are forecast within {found.error:.1%} (9 of 10 figures; half within "
               f"{found.median:.1%}), by {found.shapes} shapes held out in turn")  # fmt: skip
