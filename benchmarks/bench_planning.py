@@ -143,8 +143,8 @@ def row(
     }  # fmt: skip
 
 
-def main() -> None:
-    """Plan twice, and say what the second took."""
+def asked() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--net", default="resnet50")
     parser.add_argument("--size", type=int, default=224)
@@ -155,7 +155,12 @@ def main() -> None:
     parser.add_argument("--profile", type=Path, help="where the profile of the second run goes")
     parser.add_argument("--once", action="store_true", help="one plan with what is remembered; its seconds as JSON")
     parser.add_argument("--write", type=Path)
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Plan twice, and once more in a new process, and say what the second and the third took."""
+    options = asked()
     torch.set_num_threads(options.threads)
     task = task_of(options.net, options.size, options.examples)
     how = planner.Planning(tuple(options.patterns), threads=options.threads)

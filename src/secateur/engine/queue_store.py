@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from secateur.core.errors import FileError, UsageError
-from secateur.core.files import read_json, write_json
+from secateur.core.files import read_json, sync_folder, write_json
 from secateur.engine.checkpoint import STATE
 from secateur.engine.folder import CARD
-from secateur.engine.queue_files import flush, number_of, put, reaching, sound, tolerant, written
+from secateur.engine.queue_files import number_of, put, reaching, sound, tolerant, written
 from secateur.engine.queue_leases import Lease, LeaseLost, Owner
 
 QUEUE, STAGE = "queue.json", "stage.json"
@@ -193,7 +193,7 @@ class Store:
         with reaching(target):
             target.parent.mkdir(exist_ok=True)
             first = self._rename(made, target, attempt)
-            flush(target.parent)
+            sync_folder(target.parent)
         if not self.done(name):  # what others have must not be thrown away for it
             raise LeaseLost(name)
         self.log(owner, "published" if first else "dropped", name, attempt=attempt)
