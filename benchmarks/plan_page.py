@@ -27,7 +27,7 @@ are. The networks of the first table have random weights and zeros, those of the
 
 `python benchmarks/bench_plan.py --write docs/results/plan.jsonl`, then
 `python benchmarks/bench_plan_loss.py --data-dir FOLDER --write docs/results/plan.jsonl`, then
-`python benchmarks/bench_plan_accuracy.py runs/plan-dense-? --ratio 0.4 --write docs/results/plan.jsonl` (and `--ratio 0.25`;
+`python benchmarks/bench_plan_accuracy.py runs/plan-dense-? --ratio 0.4 --write docs/results/plan.jsonl` (and 0.25;
 the folders are `secateur run recipes/dense-resnet20-cifar10.toml -s seed=N -o runs/plan-dense-N`), then
 `python benchmarks/bench_planning.py --write docs/results/plan.jsonl`, then `python benchmarks/plan_page.py`; or
 `make bench-plan`, which does all of it. What can be stopped goes on where it was.
