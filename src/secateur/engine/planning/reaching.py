@@ -157,6 +157,8 @@ def _better(planner: Planner, unit: str) -> str:
         except SecateurError:
             continue
         found.append((planner.figure(Market(sellers).least(planner.quantity)), word))
+    if planner.quantity == "ms" and planner.cost is not None:
+        own *= 1 - min(planner.cost.error, 1.0)  # less of a gain is none that a forecast can tell
     better = [f"{word} reaches {figure:.4g} {unit} by forecast" for figure, word in sorted(found) if figure < own]
-    told = f"Other patterns: {'; '.join(better)}. " if better else "No other pattern does better. "
+    told = f"Other patterns: {'; '.join(better)}. " if better else "No other pattern does clearly better. "
     return f"{told}Ask for more, or remove units first (`secateur shrink`)."
